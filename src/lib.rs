@@ -1,0 +1,11 @@
+//! tensorswap keeps training state on NVMe.
+//!
+//! Layers, from the ground up; each uses only those before it:
+//!
+//! * [`base`]: errors, data types, configuration, observation.
+//! * [`memory`]: pinned buffers.
+//! * [`io`]: the engine: requests and tickets, planner, driver, backends.
+//! * [`swapper`]: the `AsyncTensorSwapper`: staging buffers over the engine.
+//! * [`capi`]: the C border, the only place that knows C.
+
+pub mod base;
