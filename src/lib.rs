@@ -3,9 +3,12 @@
 //! Layers, from the ground up; each uses only those before it:
 //!
 //! * [`base`]: errors, data types, configuration, observation.
+//! * [`sys`]: the system calls outside the ring.
 //! * [`memory`]: pinned buffers.
 //! * [`io`]: the engine: requests and tickets, planner, driver, backends.
 //! * [`swapper`]: the `AsyncTensorSwapper`: staging buffers over the engine.
 //! * [`capi`]: the C border, the only place that knows C.
 
 pub mod base;
+pub mod memory;
+pub mod sys;

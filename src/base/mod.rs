@@ -5,5 +5,6 @@
 
 pub mod dtype;
 pub mod error;
+pub mod policy;
 pub(crate) mod sync;
 pub mod units;
