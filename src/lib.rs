@@ -10,5 +10,6 @@
 //! * [`capi`]: the C border, the only place that knows C.
 
 pub mod base;
+pub mod io;
 pub mod memory;
 pub mod sys;

@@ -3,8 +3,9 @@
 //! Owns the error type, data types, checked units, configuration and observation (counters,
 //! timers, log). Never does I/O, never starts a thread, never knows C.
 
+pub mod config;
 pub mod dtype;
 pub mod error;
-pub mod policy;
+pub mod observe;
 pub(crate) mod sync;
 pub mod units;

@@ -17,8 +17,8 @@ use super::latch::Latch;
 use super::pinned::{PageKind, PinnedMemory};
 use super::range::MemoryRange;
 use super::registry::Registration;
+use crate::base::config::Policy;
 use crate::base::error::{Error, Result};
-use crate::base::policy::Policy;
 use crate::base::sync::Mutex;
 use crate::base::units::{GIB, to_u64, to_usize};
 
@@ -197,13 +197,13 @@ impl Buffer {
     /// INVARIANT: whoever uses the range holds this buffer meanwhile, and no two use the same
     /// bytes at a time unless both only read: the state machines of engine and swapper see to it.
     #[must_use]
-    pub fn range(&self) -> MemoryRange {
+    pub(crate) fn range(&self) -> MemoryRange {
         self.range_of(self.0.len_bytes)
     }
 
     /// The memory up to [`capacity_bytes`](Buffer::capacity_bytes), under the same invariant.
     #[must_use]
-    pub fn whole_range(&self) -> MemoryRange {
+    pub(crate) fn whole_range(&self) -> MemoryRange {
         self.range_of(self.0.capacity_bytes)
     }
 
@@ -254,6 +254,30 @@ impl Buffer {
         let len = usize::try_from(left.min(RING_PIECE_BYTES)).ok()?;
         let address = self.0.address.checked_add(usize::try_from(offset).ok()?)?;
         (len > 0).then_some((address, len))
+    }
+
+    /// One piece as a range, for registering it; `None` beyond the last.
+    pub(crate) fn ring_piece_range(&self, index: u32) -> Option<MemoryRange> {
+        let (address, len) = self.ring_piece(index)?;
+        self.whole_range().slice(address - self.0.address, len)
+    }
+
+    /// Whether all of the `len` bytes at `address` are in the buffer.
+    #[must_use]
+    pub fn contains(&self, address: usize, len: usize) -> bool {
+        let (start, end) = self.0.span();
+        address >= start && address.checked_add(len).is_some_and(|last| last <= end)
+    }
+
+    /// What its pages are, in a word: `hugetlb`, `transparent`, `base` or `foreign`.
+    #[must_use]
+    pub fn pages_name(&self) -> &'static str {
+        match self.0.kind {
+            BufferKind::Owned(PageKind::HugeTlb) => "hugetlb",
+            BufferKind::Owned(PageKind::Transparent) => "transparent",
+            BufferKind::Owned(PageKind::Base) => "base",
+            BufferKind::Foreign => "foreign",
+        }
     }
 
     /// The slot through which a ring can transfer `len` bytes at `address`; `None` where no ring

@@ -5,8 +5,8 @@
 //! fifth of the processor time. In order of preference: reserved huge pages, which cost nothing to
 //! try; transparent ones, asked for, populated and gathered at once; base pages.
 
+use crate::base::config::Policy;
 use crate::base::error::{Error, Result, errno_name};
-use crate::base::policy::Policy;
 use crate::base::units::{MIB, round_up, to_u64, to_usize};
 use crate::sys::{self, Advice, Errno, Mapping};
 

@@ -17,6 +17,9 @@ pub struct MemoryRange {
 }
 
 impl MemoryRange {
+    /// No bytes, nowhere.
+    pub const EMPTY: MemoryRange = MemoryRange { address: 0, len: 0 };
+
     /// The range of `len` bytes at `start`.
     ///
     /// # Safety

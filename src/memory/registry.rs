@@ -86,6 +86,23 @@ impl Registry {
         table.find(address, len)
     }
 
+    /// All buffers, by address.
+    #[must_use]
+    pub fn buffers(&self) -> Vec<Buffer> {
+        let table = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        table
+            .entries
+            .iter()
+            .filter_map(|entry| entry.buffer.upgrade().map(Buffer))
+            .collect()
+    }
+
+    /// Bytes of all buffers, each at the length it was asked for.
+    #[must_use]
+    pub fn len_bytes(&self) -> u64 {
+        self.buffers().iter().map(Buffer::len_bytes).sum()
+    }
+
     /// How many buffers there are.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -1,0 +1,71 @@
+//! The names of all log events: targets, event names, fields and levels, in one place.
+//!
+//! Other modules call these functions and never `tracing` itself, so that a name exists once and
+//! a reader of a log finds its meaning here. Levels: error, something is lost; warn, it works but
+//! not as asked; info, worth knowing once; debug and trace, for finding defects.
+
+use std::borrow::Cow;
+
+use crate::base::error::errno_name;
+
+/// The target that every target of the library starts with.
+pub const ROOT: &str = "tensorswap";
+/// Configuration.
+pub const CONFIG: &str = "tensorswap::config";
+/// The engine: requests, files, backends.
+pub const IO: &str = "tensorswap::io";
+
+/// A known key was given and has no effect.
+pub fn config_key_ignored(key: &str, reason: &str) {
+    tracing::info!(name: "config_key_ignored", target: CONFIG, key, reason,
+        "configuration key has no meaning here");
+}
+
+/// A section of a foreign configuration that we read holds a key that nobody knows.
+pub fn config_key_unknown(key: &str) {
+    tracing::warn!(name: "config_key_unknown", target: CONFIG, key, "unknown configuration key");
+}
+
+/// A foreign configuration holds a key outside of the sections that we read.
+pub fn config_key_foreign(key: &str) {
+    tracing::debug!(name: "config_key_foreign", target: CONFIG, key,
+        "configuration key is for others");
+}
+
+/// Direct I/O was preferred, and this file goes through the page cache.
+pub fn direct_io_fallback(path: &[u8], errno: i32) {
+    let (path, errno) = (text_of(path), errno_name(errno));
+    tracing::warn!(name: "direct_io_fallback", target: IO, path = &*path, errno = &*errno,
+        "direct I/O refused, going through the page cache");
+}
+
+/// An engine runs.
+pub fn engine_started(backend: &str, reason: &str) {
+    tracing::info!(name: "engine_started", target: IO, backend, reason, "engine started");
+}
+
+/// The driver thread met a defect, or its backend broke with `errno`.
+pub fn driver_died(errno: i32) {
+    let errno = errno_name(errno);
+    tracing::error!(name: "driver_died", target: IO, errno = &*errno,
+        "the driver ended; every pending request fails");
+}
+
+/// The ring did not take a buffer; transfers map it each time.
+pub fn buffer_unregistered(len_bytes: u64, errno: i32) {
+    let errno = errno_name(errno);
+    tracing::warn!(name: "buffer_unregistered", target: IO, len_bytes, errno = &*errno,
+        "the ring did not register a buffer; going on unregistered");
+}
+
+/// The process, or the system, has too many files open; idle ones of ours are closed.
+pub fn descriptors_exhausted(errno: i32) {
+    let errno = errno_name(errno);
+    tracing::warn!(name: "descriptors_exhausted", target: IO, errno = &*errno,
+        "too many files are open; closing idle ones");
+}
+
+/// A path as a field; bytes that are not UTF-8 are replaced.
+fn text_of(path: &[u8]) -> Cow<'_, str> {
+    String::from_utf8_lossy(path)
+}

@@ -1,0 +1,75 @@
+//! Bounce blocks: pinned memory of the engine for what cannot move straight.
+//!
+//! Made when first needed, so that an engine whose tensors are all aligned never pays for it.
+
+use crate::base::config::Policy;
+use crate::base::error::Result;
+use crate::base::units::{MIB, to_usize};
+use crate::memory::{Buffer, MemoryRange};
+
+/// All bounce blocks together take at most this.
+const POOL_BYTES_MAX: u64 = 64 * MIB;
+
+/// A fixed number of blocks of one size.
+#[derive(Debug)]
+pub(super) struct BouncePool {
+    block_bytes: u64,
+    blocks_count: usize,
+    pin: Policy,
+    huge_pages: Policy,
+    memory: Option<Buffer>,
+    free: Vec<usize>,
+}
+
+impl BouncePool {
+    /// A pool of up to `depth` blocks of `block_bytes`; allocates nothing yet.
+    pub(super) fn new(block_bytes: u64, depth: usize, pin: Policy, huge_pages: Policy) -> Self {
+        let fit = usize::try_from(POOL_BYTES_MAX / block_bytes)
+            .unwrap_or(usize::MAX)
+            .max(4);
+        BouncePool {
+            block_bytes,
+            blocks_count: depth.min(fit),
+            pin,
+            // A request never fails because huge pages cannot be had for its bounce block.
+            huge_pages: if huge_pages == Policy::Off {
+                Policy::Off
+            } else {
+                Policy::Prefer
+            },
+            memory: None,
+            free: Vec::new(),
+        }
+    }
+
+    pub(super) fn block_bytes(&self) -> u64 {
+        self.block_bytes
+    }
+
+    /// Takes a block; `None` while all are in use.
+    pub(super) fn take(&mut self) -> Result<Option<(usize, MemoryRange)>> {
+        if self.memory.is_none() {
+            let len_bytes = self
+                .block_bytes
+                .saturating_mul(crate::base::units::to_u64(self.blocks_count));
+            self.memory = Some(Buffer::allocate(len_bytes, self.pin, self.huge_pages)?);
+            self.free = (0..self.blocks_count).rev().collect();
+        }
+        let Some(memory) = &self.memory else {
+            return Ok(None);
+        };
+        let Some(block) = self.free.pop() else {
+            return Ok(None);
+        };
+        let len = to_usize(self.block_bytes)?;
+        match memory.range().slice(block * len, len) {
+            Some(range) => Ok(Some((block, range))),
+            None => Ok(None),
+        }
+    }
+
+    /// Gives a block back, after everything in flight over it was reaped.
+    pub(super) fn give_back(&mut self, block: usize) {
+        self.free.push(block);
+    }
+}

@@ -1,0 +1,128 @@
+//! Operations in flight: a fixed number of slots, told apart by generation.
+//!
+//! The key of a transfer is slot and generation, so a completion can only ever be credited to the
+//! operation that was submitted under it. Pure.
+
+use crate::io::planner::Operation;
+use crate::memory::MemoryRange;
+
+/// One operation on its way.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Flight {
+    pub(super) task: usize,
+    pub(super) operation: Operation,
+    /// The block is being read before it is changed.
+    pub(super) reading_first: bool,
+    pub(super) bounce: Option<usize>,
+    /// All of the operation's memory.
+    pub(super) memory: MemoryRange,
+    pub(super) ring_slot: Option<u16>,
+    /// Bytes that earlier, short transfers of this operation moved.
+    pub(super) done_bytes: u64,
+    /// Where the last short transfer ended; a second one that ends there makes no progress.
+    pub(super) reached_before: Option<u64>,
+    pub(super) retries_count: u32,
+    /// Submitted while the file was open for direct I/O.
+    pub(super) direct: bool,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    generation: u32,
+    flight: Option<Flight>,
+}
+
+/// The slots.
+#[derive(Debug)]
+pub(super) struct Flights {
+    slots: Vec<Slot>,
+    free: Vec<usize>,
+}
+
+impl Flights {
+    pub(super) fn new(depth: usize) -> Flights {
+        Flights {
+            slots: (0..depth).map(|_| Slot::default()).collect(),
+            free: (0..depth).rev().collect(),
+        }
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.free.is_empty()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.free.len() == self.slots.len()
+    }
+
+    /// Puts an operation into a slot and returns its key; the caller checked that one is free.
+    pub(super) fn board(&mut self, flight: Flight) -> Option<u64> {
+        let index = self.free.pop()?;
+        let slot = &mut self.slots[index];
+        slot.generation = slot.generation.wrapping_add(1) & (u32::MAX >> 1);
+        slot.flight = Some(flight);
+        Some(u64::from(slot.generation) << 32 | crate::base::units::to_u64(index))
+    }
+
+    /// The operation under a key; `None` for a key that is not in flight.
+    pub(super) fn get(&self, key: u64) -> Option<&Flight> {
+        let slot = self.slots.get(index_of(key))?;
+        slot.flight
+            .as_ref()
+            .filter(|_| u64::from(slot.generation) == key >> 32)
+    }
+
+    /// Ends the flight under a key, so that its slot may be used again.
+    pub(super) fn land(&mut self, key: u64) -> Option<Flight> {
+        self.get(key)?;
+        let index = index_of(key);
+        self.free.push(index);
+        self.slots[index].flight.take()
+    }
+}
+
+fn index_of(key: u64) -> usize {
+    usize::try_from(key & u64::from(u32::MAX)).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::planner::Place;
+
+    fn flight(task: usize) -> Flight {
+        Flight {
+            task,
+            operation: Operation {
+                file_offset: 0,
+                len_bytes: 1,
+                place: Place::Bounce,
+                segment: 0,
+                read_first: false,
+                required_bytes: 1,
+                payload_bytes: 1,
+            },
+            reading_first: false,
+            bounce: None,
+            memory: MemoryRange::EMPTY,
+            ring_slot: None,
+            done_bytes: 0,
+            reached_before: None,
+            retries_count: 0,
+            direct: false,
+        }
+    }
+
+    #[test]
+    fn a_late_completion_is_never_credited_to_the_next_operation() {
+        let mut flights = Flights::new(1);
+        let first = flights.board(flight(1)).unwrap();
+        assert!(flights.is_full());
+        assert_eq!(flights.board(flight(9)), None);
+        assert_eq!(flights.land(first).unwrap().task, 1);
+        let second = flights.board(flight(2)).unwrap();
+        assert!(flights.land(first).is_none());
+        assert_eq!(flights.land(second).unwrap().task, 2);
+        assert!(flights.is_empty());
+    }
+}

@@ -1,0 +1,655 @@
+//! The scheduler: the state of everything under way, and the decisions over it.
+//!
+//! Owned by the driver thread. It admits tasks in the order of submission, keeps overlapping
+//! requests on one file in that order, has space reserved before and lengths set after, and tells
+//! each request's sink how it ended, once. It makes no system calls: it posts jobs to the metadata
+//! threads and transfers to the backend. Moving bytes is in [`super::transfers`].
+//!
+//! INVARIANT: a request lives in `requests` from its submission until its sink was told; while it
+//! does, no memory of it is released.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use slab::Slab;
+
+use super::bounce::BouncePool;
+use super::files::FileTable;
+use super::flight::Flights;
+use super::metadata::{Found, Job, Metadata, Report};
+use super::registration::RingSlots;
+use super::task::{Phase, Task, is_contiguous};
+use super::{Limits, Mailbox};
+use crate::base::error::{Error, IoFailure};
+use crate::base::observe::events;
+use crate::io::counters::Counters;
+use crate::io::planner::{Cursor, Geometry};
+use crate::io::request::{Direction, Failure, Outcome, Request};
+use crate::io::storage::{Errno, Storage};
+
+/// Paths that are remembered because they could not be opened for writing; further ones are only
+/// reported by their tickets.
+const STUCK_PATHS_MAX: usize = 4096;
+
+/// A request under way.
+#[derive(Debug)]
+pub(super) struct Live {
+    pub(super) request: Arc<Request>,
+    /// Parts that are not yet tasks.
+    next_part: usize,
+    parts_left: usize,
+    pub(super) bytes_done: u64,
+    failure: Option<Failure>,
+}
+
+/// Everything under way in one engine.
+#[derive(Debug)]
+pub(super) struct Scheduler {
+    pub(super) limits: Limits,
+    pub(super) requests: Slab<Live>,
+    pub(super) tasks: Slab<Task>,
+    /// Requests with parts that are not yet tasks, in the order of submission.
+    backlog: VecDeque<usize>,
+    /// Tasks whose files are being resolved, in the order of submission.
+    window: VecDeque<usize>,
+    /// Tasks whose last blocker ended.
+    startable: VecDeque<usize>,
+    pub(super) files: FileTable,
+    /// Running tasks with operations still to plan: readers, writers.
+    pub(super) readers: VecDeque<usize>,
+    pub(super) writers: VecDeque<usize>,
+    pub(super) flights: Flights,
+    pub(super) bounce: BouncePool,
+    /// Operations started since a writer last had its turn before readers.
+    pub(super) reads_in_a_row: u32,
+    /// Paths that could not even be opened for writing.
+    stuck_paths: HashMap<Box<[u8]>, Error>,
+    metadata: Metadata,
+    pub(super) storage: Arc<dyn Storage>,
+    mailbox: Arc<Mailbox>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) ring_slots: RingSlots,
+}
+
+impl Scheduler {
+    pub(super) fn new(
+        limits: Limits,
+        files: FileTable,
+        bounce: BouncePool,
+        metadata: Metadata,
+        storage: Arc<dyn Storage>,
+        mailbox: Arc<Mailbox>,
+        counters: Arc<Counters>,
+    ) -> Scheduler {
+        Scheduler {
+            flights: Flights::new(limits.depth),
+            limits,
+            requests: Slab::new(),
+            tasks: Slab::new(),
+            backlog: VecDeque::new(),
+            window: VecDeque::new(),
+            startable: VecDeque::new(),
+            files,
+            readers: VecDeque::new(),
+            writers: VecDeque::new(),
+            bounce,
+            reads_in_a_row: 0,
+            stuck_paths: HashMap::new(),
+            metadata,
+            storage,
+            mailbox,
+            counters,
+            ring_slots: RingSlots::new(),
+        }
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.requests.is_empty()
+    }
+
+    /// Whether a decision waits that needs no news from outside.
+    pub(super) fn can_decide(&self) -> bool {
+        !self.startable.is_empty()
+    }
+
+    /// Takes a request in.
+    pub(super) fn submit(&mut self, request: Arc<Request>) {
+        self.counters.requests.add(1);
+        self.counters.requests_in_flight.add(1);
+        let parts_left = request.files.len();
+        let key = self.requests.insert(Live {
+            request,
+            next_part: 0,
+            parts_left,
+            bytes_done: 0,
+            failure: None,
+        });
+        if parts_left == 0 {
+            self.end_request(key);
+        } else {
+            self.backlog.push_back(key);
+        }
+    }
+
+    /// Takes in what a metadata thread reports.
+    pub(super) fn report(&mut self, report: Report) {
+        match report {
+            Report::Resolved { task, found } => self.tasks[task].phase = Phase::Resolved(found),
+            Report::Reserved { task, result } => self.reserved(task, result),
+            Report::Length { file, result } => self.settled(file, result),
+        }
+    }
+
+    /// Makes every decision that can be made now.
+    pub(super) fn decide(&mut self) {
+        loop {
+            self.extend_window();
+            let admitted = self.admit_front();
+            let started = self.startable.pop_front();
+            if let Some(task) = started {
+                self.start(task);
+            }
+            if !admitted && started.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Turns parts of requests into tasks and has their files resolved, as far as bounds allow.
+    fn extend_window(&mut self) {
+        while self.window.len() < self.limits.window {
+            let Some(&key) = self.backlog.front() else {
+                return;
+            };
+            let live = &mut self.requests[key];
+            let part = live.next_part;
+            live.next_part += 1;
+            if live.next_part == live.request.files.len() {
+                self.backlog.pop_front();
+            }
+            let request = Arc::clone(&self.requests[key].request);
+            let file_part = &request.files[part];
+            let task = Task::new(
+                key,
+                part,
+                request.direction,
+                file_part,
+                request.segments(file_part),
+            );
+            let task = self.tasks.insert(task);
+            self.window.push_back(task);
+            self.metadata.post(Job::Resolve {
+                task,
+                request,
+                part,
+                open: false,
+            });
+        }
+    }
+
+    fn resolve_again(&mut self, task: usize, open: bool) {
+        let (request, part) = (self.tasks[task].request, self.tasks[task].part);
+        let request = Arc::clone(&self.requests[request].request);
+        self.tasks[task].phase = Phase::Resolving;
+        self.metadata.post(Job::Resolve {
+            task,
+            request,
+            part,
+            open,
+        });
+    }
+
+    /// Admits the oldest task of the window if its file is known; true if something moved.
+    fn admit_front(&mut self) -> bool {
+        let Some(&task) = self.window.front() else {
+            return false;
+        };
+        if !matches!(self.tasks[task].phase, Phase::Resolved(_)) {
+            return false;
+        }
+        if !self
+            .files
+            .make_room(&mut |handle| self.metadata.post(Job::Close { handle }))
+        {
+            return false;
+        }
+        let phase = std::mem::replace(&mut self.tasks[task].phase, Phase::Queued);
+        let Phase::Resolved(found) = phase else {
+            return false;
+        };
+        match found {
+            Err(errno @ (libc::EMFILE | libc::ENFILE)) if self.can_free_descriptors() => {
+                events::descriptors_exhausted(errno);
+                self.tasks[task].phase = Phase::Starved;
+                self.feed_starved();
+                return false;
+            }
+            Err(errno) => {
+                self.window.pop_front();
+                self.fail_errno(task, None, errno, "opening the file");
+                self.end_task(task);
+            }
+            Ok(Found::Known {
+                identity,
+                len_bytes,
+            }) => {
+                let usable = self.files.find(identity).filter(|key| {
+                    self.files.files[*key].writable || self.tasks[task].direction == Direction::In
+                });
+                match usable {
+                    Some(file) => self.admit(task, file, len_bytes),
+                    // Closed since a metadata thread looked.
+                    None => self.resolve_again(task, true),
+                }
+            }
+            Ok(Found::Opened(opened)) if self.limits.require_direct && !opened.direct => {
+                self.window.pop_front();
+                self.fail_direct(task, opened.fallback_errno.unwrap_or(libc::EINVAL));
+                self.end_task(task);
+            }
+            Ok(Found::Opened(opened)) => {
+                let len_bytes = opened.len_bytes;
+                self.note_fallback(task, &opened);
+                let file = self.files.insert(opened);
+                self.admit(task, file, len_bytes);
+            }
+        }
+        true
+    }
+
+    /// Whether descriptors of ours are open that could be closed, now or later.
+    fn can_free_descriptors(&self) -> bool {
+        !self.files.files.is_empty()
+    }
+
+    /// Tries again what found too many files open.
+    fn feed_starved(&mut self) {
+        let Some(&task) = self.window.front() else {
+            return;
+        };
+        if !matches!(self.tasks[task].phase, Phase::Starved) {
+            return;
+        }
+        let evicted = self
+            .files
+            .evict(&mut |handle| self.metadata.post(Job::Close { handle }));
+        if evicted || self.files.files.is_empty() {
+            self.resolve_again(task, false);
+        }
+    }
+
+    fn note_fallback(&self, task: usize, opened: &crate::io::storage::OpenedFile) {
+        if let Some(errno) = opened.fallback_errno {
+            let task = &self.tasks[task];
+            self.counters.of(task.direction).fallbacks.add(1);
+            let request = &self.requests[task.request].request;
+            events::direct_io_fallback(request.path(&request.files[task.part]), errno);
+        }
+    }
+
+    /// Puts the oldest task of the window into the order of its file.
+    fn admit(&mut self, task: usize, file: usize, len_bytes: u64) {
+        self.window.pop_front();
+        let entry = &mut self.files.files[file];
+        if entry.queue.is_empty() && !entry.is_settling() {
+            // Nobody of ours is changing the file: storage knows best.
+            entry.len_bytes = len_bytes;
+            entry.disk_len_bytes = len_bytes;
+        }
+        self.tasks[task].file = file;
+        self.tasks[task].round_to(entry.alignment);
+        let blockers = entry
+            .queue
+            .iter()
+            .filter(|earlier| self.tasks[task].must_wait_for(&self.tasks[**earlier]))
+            .count();
+        self.tasks[task].blockers = blockers;
+        entry.queue.push_back(task);
+        if blockers == 0 {
+            self.startable.push_back(task);
+        }
+    }
+
+    /// Starts a task that nothing blocks.
+    fn start(&mut self, key: usize) {
+        let task = &self.tasks[key];
+        let file = &mut self.files.files[task.file];
+        let live = &self.requests[task.request];
+        let cancelled = live
+            .request
+            .sink
+            .as_ref()
+            .is_some_and(|sink| sink.is_cancelled(live.request.token));
+        if cancelled {
+            self.fail_cancelled(key);
+            self.end_task(key);
+            return;
+        }
+        match task.direction {
+            Direction::In => {
+                let request = &live.request;
+                let path = request.path(&request.files[task.part]);
+                let stuck = file
+                    .stuck(&task.bytes)
+                    .or_else(|| self.stuck_paths.get(path));
+                if let Some(error) = stuck.cloned() {
+                    self.fail(key, None, error);
+                    self.end_task(key);
+                } else {
+                    self.run(key);
+                }
+            }
+            Direction::Out if file.is_settling() => file.held.push(key),
+            Direction::Out => {
+                file.writers += 1;
+                let (from, end) = (file.len_bytes, task.target_len());
+                if end > from {
+                    let handle = Arc::clone(&file.handle);
+                    self.tasks[key].phase = Phase::Reserving;
+                    self.metadata.post(Job::Reserve {
+                        task: key,
+                        handle,
+                        from,
+                        end,
+                    });
+                } else {
+                    self.run(key);
+                }
+            }
+        }
+    }
+
+    fn reserved(&mut self, key: usize, result: Result<(), Errno>) {
+        let task = &mut self.tasks[key];
+        let file = &mut self.files.files[task.file];
+        match result {
+            Ok(()) => {
+                file.len_bytes = file.len_bytes.max(task.target_len());
+                file.disk_len_bytes = file.disk_len_bytes.max(file.len_bytes);
+                self.run(key);
+            }
+            Err(errno) => {
+                // A part may have been reserved: the file gets its old length back.
+                file.disk_len_bytes = u64::MAX;
+                let detail = format!("reserving {} bytes", task.target_len());
+                let at = Some(task.bytes.start);
+                self.fail_errno(key, at, errno, &detail);
+                self.settle(key);
+            }
+        }
+    }
+
+    /// Lets a task's operations be planned.
+    fn run(&mut self, key: usize) {
+        let task = &mut self.tasks[key];
+        let file = &self.files.files[task.file];
+        let align = file.alignment.offset_bytes;
+        task.phase = Phase::Running;
+        task.cursor = Cursor::default();
+        task.geometry = Geometry {
+            offset_align_bytes: align,
+            memory_align_bytes: file.alignment.memory_bytes,
+            block_bytes: self.limits.block_bytes.max(align),
+            bounce_bytes: self.bounce.block_bytes(),
+            file_len_bytes: task.surviving_len(file.len_bytes),
+        };
+        match task.direction {
+            Direction::In => self.readers.push_back(key),
+            Direction::Out => self.writers.push_back(key),
+        }
+    }
+
+    /// All operations of a running task are over.
+    pub(super) fn operations_over(&mut self, key: usize) {
+        match self.tasks[key].direction {
+            Direction::In => self.end_task(key),
+            Direction::Out => self.settle(key),
+        }
+    }
+
+    /// Brings the file's length to what a finished writer demands, then ends the task.
+    fn settle(&mut self, key: usize) {
+        let task = &mut self.tasks[key];
+        let file = &mut self.files.files[task.file];
+        file.writers -= 1;
+        file.disk_len_bytes = file.disk_len_bytes.max(task.written_end);
+        if !task.failed {
+            file.len_bytes = task.final_len(file.len_bytes);
+        }
+        let unsure = task.failed && task.touched;
+        if unsure || file.disk_len_bytes != file.len_bytes || file.is_settling() {
+            task.phase = Phase::Settling;
+            file.settling.push(key);
+            self.set_length(key);
+        } else {
+            self.end_task(key);
+        }
+    }
+
+    /// Has the length set once no writer runs that a cut could hurt.
+    fn set_length(&mut self, key: usize) {
+        let file_key = self.tasks[key].file;
+        let file = &mut self.files.files[file_key];
+        if file.writers > 0 || file.length_job {
+            return;
+        }
+        file.length_job = true;
+        let len_bytes = (file.disk_len_bytes != file.len_bytes).then_some(file.len_bytes);
+        let handle = Arc::clone(&file.handle);
+        self.metadata.post(Job::Length {
+            file: file_key,
+            handle,
+            len_bytes,
+        });
+    }
+
+    fn settled(&mut self, file_key: usize, result: Result<u64, Errno>) {
+        let file = &mut self.files.files[file_key];
+        file.length_job = false;
+        let settling = std::mem::take(&mut file.settling);
+        let held = std::mem::take(&mut file.held);
+        match result {
+            Ok(len_bytes) => {
+                file.len_bytes = len_bytes;
+                file.disk_len_bytes = len_bytes;
+            }
+            Err(errno) => {
+                for &task in &settling {
+                    if !self.tasks[task].failed {
+                        self.fail_errno(task, None, errno, "setting the file's length");
+                    }
+                }
+            }
+        }
+        for task in settling {
+            self.end_task(task);
+        }
+        self.startable.extend(held);
+    }
+
+    /// Takes a task out of its file's order and lets those go that waited for it.
+    fn end_task(&mut self, key: usize) {
+        let task = self.tasks.remove(key);
+        if let Some(file) = self.files.files.get_mut(task.file) {
+            let request = &self.requests[task.request].request;
+            if task.direction == Direction::Out && !task.failed {
+                let segments = request.segments(&request.files[task.part]);
+                file.unstick(|range| task.rewrote(range, is_contiguous(segments)));
+                if !self.stuck_paths.is_empty() {
+                    self.stuck_paths
+                        .remove(request.path(&request.files[task.part]));
+                }
+            }
+            let position = file.queue.iter().position(|queued| *queued == key);
+            let position = position.unwrap_or(file.queue.len());
+            for &later in file.queue.iter().skip(position + 1) {
+                let later_task = &mut self.tasks[later];
+                if later_task.must_wait_for(&task) {
+                    later_task.blockers -= 1;
+                    if later_task.blockers == 0 {
+                        self.startable.push_back(later);
+                    }
+                }
+            }
+            file.queue.remove(position);
+            if file.queue.is_empty() {
+                self.files.rest(task.file);
+            }
+        }
+        let live = &mut self.requests[task.request];
+        live.parts_left -= 1;
+        if live.parts_left == 0 {
+            self.end_request(task.request);
+        }
+        self.feed_starved();
+    }
+
+    /// Tells the sink and recycles the request.
+    fn end_request(&mut self, key: usize) {
+        let Live {
+            mut request,
+            bytes_done,
+            failure,
+            ..
+        } = self.requests.remove(key);
+        self.counters.requests_in_flight.sub(1);
+        let (sink, token) = (request.sink.clone(), request.token);
+        // The buffers go first: whoever hears of the end may free them at once.
+        if let Some(request) = Arc::get_mut(&mut request) {
+            request.clear();
+        }
+        if let Some(sink) = sink {
+            sink.complete(
+                token,
+                Outcome {
+                    bytes_done,
+                    failure,
+                },
+            );
+        }
+        self.mailbox.recycle(request);
+    }
+
+    /// Notes a task's error; the first of a request is the request's.
+    pub(super) fn fail(&mut self, key: usize, offset: Option<u64>, error: Error) {
+        let task = &mut self.tasks[key];
+        if task.failed {
+            return;
+        }
+        task.failed = true;
+        self.counters.of(task.direction).errors.add(1);
+        if task.direction == Direction::Out {
+            self.stick(key, &error);
+        }
+        let task = &self.tasks[key];
+        let live = &mut self.requests[task.request];
+        let segments = live.request.segments(&live.request.files[task.part]);
+        let struck = offset
+            .and_then(|offset| segments.iter().find(|segment| segment.file_end() > offset))
+            .or(segments.first());
+        if live.failure.is_none() {
+            live.failure = Some(Failure {
+                error,
+                index: struck.map_or(0, |segment| u64::from(segment.index)),
+                user_tag: struck.map_or(0, |segment| segment.user_tag),
+            });
+        }
+    }
+
+    /// Makes later reads of what a failed write was to change fail as well: what is there is not
+    /// what the caller last wrote.
+    fn stick(&mut self, key: usize, error: &Error) {
+        let task = &self.tasks[key];
+        if matches!(error, Error::Cancelled(_)) && !task.touched {
+            return;
+        }
+        if let Some(file) = self.files.files.get_mut(task.file) {
+            file.stick(task.bytes.clone(), error);
+        } else if self.stuck_paths.len() < STUCK_PATHS_MAX {
+            let request = &self.requests[task.request].request;
+            let path = request.path(&request.files[task.part]);
+            self.stuck_paths.insert(path.into(), error.clone());
+        }
+    }
+
+    /// Notes that direct I/O was required and refused.
+    fn fail_direct(&mut self, key: usize, errno: Errno) {
+        let task = &self.tasks[key];
+        let request = &self.requests[task.request].request;
+        let path = String::from_utf8_lossy(request.path(&request.files[task.part])).into_owned();
+        let message = format!(
+            "{} {path}: {}: the file system refuses direct I/O (direct_io=require)",
+            task.direction.operation(),
+            crate::base::error::errno_name(errno),
+        );
+        self.fail(key, None, Error::Unsupported { message, errno });
+    }
+
+    /// Notes an errno as the task's error.
+    pub(super) fn fail_errno(
+        &mut self,
+        key: usize,
+        offset: Option<u64>,
+        errno: Errno,
+        detail: &str,
+    ) {
+        let task = &self.tasks[key];
+        let request = &self.requests[task.request].request;
+        let path = request.path(&request.files[task.part]);
+        let error = Error::io(task.direction.operation(), path, offset, errno, detail);
+        self.fail(key, offset, error);
+    }
+
+    /// Notes that a read met the end of the file.
+    pub(super) fn fail_short(&mut self, key: usize, offset: u64, end: u64) {
+        let task = &self.tasks[key];
+        let request = &self.requests[task.request].request;
+        let path = request.path(&request.files[task.part]);
+        let error = Error::SizeMismatch(Box::new(IoFailure {
+            operation: task.direction.operation(),
+            path: String::from_utf8_lossy(path).into_owned(),
+            offset_bytes: Some(offset),
+            errno: 0,
+            detail: format!("the file ends at {end}, {} wanted", task.bytes.end),
+        }));
+        self.fail(key, Some(offset), error);
+    }
+
+    pub(super) fn fail_cancelled(&mut self, key: usize) {
+        let task = &self.tasks[key];
+        let request = &self.requests[task.request].request;
+        let path = String::from_utf8_lossy(request.path(&request.files[task.part])).into_owned();
+        let error = Error::Cancelled(format!(
+            "{} {path}: cancelled ({} of {} bytes done)",
+            task.direction.operation(),
+            task.done_bytes,
+            task.bytes.end - task.bytes.start,
+        ));
+        self.fail(key, None, error);
+    }
+
+    /// Ends a request that was never taken in.
+    pub(super) fn refuse(&mut self, request: &Request) {
+        if let Some(sink) = &request.sink {
+            sink.complete(
+                request.token,
+                Outcome::internal("the driver met a defect before this"),
+            );
+        }
+        self.mailbox.recycle(Arc::default());
+    }
+
+    /// Ends everything with an internal error, after a defect; nothing is in flight any more.
+    pub(super) fn abandon(&mut self) {
+        for live in self.requests.drain() {
+            if let Some(sink) = &live.request.sink {
+                sink.complete(
+                    live.request.token,
+                    Outcome::internal("the driver met a defect; the request's data is undefined"),
+                );
+            }
+            self.counters.requests_in_flight.sub(1);
+            self.mailbox.recycle(Arc::default());
+        }
+    }
+}

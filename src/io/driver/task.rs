@@ -1,0 +1,181 @@
+//! A task: the part of one request that concerns one file, and its order among the others.
+//!
+//! Life: resolving (a metadata thread finds the file) → queued (waits for earlier tasks whose
+//! ranges overlap) → reserving (writers that make the file longer) → running (operations are
+//! planned and in flight) → settling (the file's length is set) → over. Pure.
+
+use std::ops::Range;
+
+use super::metadata::Found;
+use crate::base::units::{round_down, round_up};
+use crate::io::planner::{Cursor, Geometry};
+use crate::io::request::{Direction, FilePart, Length, Segment};
+use crate::io::storage::{Alignment, Errno};
+
+/// Where a task is in its life.
+#[derive(Debug)]
+pub(super) enum Phase {
+    /// A metadata thread looks for the file.
+    Resolving,
+    /// Found, but earlier requests are not yet.
+    Resolved(Result<Found, Errno>),
+    /// Too many files are open; resolved again when a task ends.
+    Starved,
+    /// Admitted; waits for its blockers, or for the file's length to settle.
+    Queued,
+    /// A metadata thread reserves space.
+    Reserving,
+    /// Operations are planned and in flight.
+    Running,
+    /// All operations are over; the length is being set.
+    Settling,
+}
+
+/// One file's part of one request.
+#[derive(Debug)]
+pub(super) struct Task {
+    pub(super) request: usize,
+    pub(super) part: usize,
+    pub(super) direction: Direction,
+    pub(super) length: Length,
+    group: u64,
+    pub(super) phase: Phase,
+    /// Key of the file, once admitted.
+    pub(super) file: usize,
+    /// Earlier tasks on the file that must end first.
+    pub(super) blockers: usize,
+    /// From the first to the last byte, rounded out to blocks.
+    blocks: Range<u64>,
+    /// From the first to the last byte.
+    pub(super) bytes: Range<u64>,
+    /// The largest end in the list; an empty tensor has one too.
+    list_end: u64,
+    pub(super) cursor: Cursor,
+    pub(super) geometry: Geometry,
+    pub(super) in_flight: usize,
+    pub(super) done_bytes: u64,
+    /// One past the last byte that operations may have written, padding included.
+    pub(super) written_end: u64,
+    /// Every operation was planned; those in flight are the last.
+    pub(super) planned: bool,
+    /// An operation may have changed the file.
+    pub(super) touched: bool,
+    pub(super) failed: bool,
+}
+
+impl Task {
+    pub(super) fn new(
+        request: usize,
+        part: usize,
+        direction: Direction,
+        file_part: &FilePart,
+        segments: &[Segment],
+    ) -> Task {
+        Task {
+            request,
+            part,
+            direction,
+            length: file_part.length,
+            group: file_part.group,
+            phase: Phase::Resolving,
+            file: usize::MAX,
+            blockers: 0,
+            blocks: 0..0,
+            bytes: hull(segments),
+            list_end: segments.iter().map(Segment::file_end).max().unwrap_or(0),
+            cursor: Cursor::default(),
+            geometry: Geometry {
+                offset_align_bytes: 1,
+                memory_align_bytes: 1,
+                block_bytes: 1,
+                bounce_bytes: 1,
+                file_len_bytes: 0,
+            },
+            in_flight: 0,
+            done_bytes: 0,
+            written_end: 0,
+            planned: false,
+            touched: false,
+            failed: false,
+        }
+    }
+
+    /// Takes the blocks of the file's alignment as the unit of order.
+    pub(super) fn round_to(&mut self, alignment: Alignment) {
+        let align = alignment.offset_bytes;
+        self.blocks = if self.bytes.is_empty() {
+            self.bytes.clone()
+        } else {
+            round_down(self.bytes.start, align)..round_up(self.bytes.end, align)
+        };
+    }
+
+    /// Whether this task, submitted later, must wait for `earlier` on the same file.
+    ///
+    /// A write that sets the length conflicts with everything, except with pieces of the same
+    /// swap-out, which agree on the length.
+    pub(super) fn must_wait_for(&self, earlier: &Task) -> bool {
+        let both_read = self.direction == Direction::In && earlier.direction == Direction::In;
+        if both_read {
+            return false;
+        }
+        let same_group = self.group == earlier.group;
+        if !same_group && (self.sets_length() || earlier.sets_length()) {
+            return true;
+        }
+        self.blocks.start < earlier.blocks.end && earlier.blocks.start < self.blocks.end
+    }
+
+    fn sets_length(&self) -> bool {
+        self.direction == Direction::Out && matches!(self.length, Length::Exact { .. })
+    }
+
+    /// How long the file must be before this task writes: what is to be reserved.
+    pub(super) fn target_len(&self) -> u64 {
+        match self.length {
+            Length::Exact { bytes, .. } => bytes,
+            Length::Grow => self.list_end,
+        }
+    }
+
+    /// Bytes of the file that still exist when the task is over; writes beyond may be padded.
+    pub(super) fn surviving_len(&self, len_bytes: u64) -> u64 {
+        match self.length {
+            Length::Exact { bytes, .. } => len_bytes.min(bytes),
+            Length::Grow => len_bytes,
+        }
+    }
+
+    /// The file's length after the task, from the length before.
+    pub(super) fn final_len(&self, len_bytes: u64) -> u64 {
+        match self.length {
+            Length::Exact { bytes, last: true } => bytes,
+            Length::Exact { last: false, .. } | Length::Grow => len_bytes.max(self.list_end),
+        }
+    }
+
+    /// Whether the task rewrote, or cut away, all of `range`.
+    pub(super) fn rewrote(&self, range: &Range<u64>, contiguous: bool) -> bool {
+        let end = match self.length {
+            Length::Exact { bytes, last: true } => range.end.min(bytes),
+            Length::Exact { .. } | Length::Grow => range.end,
+        };
+        contiguous
+            && (range.start >= end || (self.bytes.start <= range.start && end <= self.bytes.end))
+    }
+}
+
+/// From the first to the last byte of segments sorted by offset; empty ones do not count.
+fn hull(segments: &[Segment]) -> Range<u64> {
+    let full = || segments.iter().filter(|segment| !segment.is_empty());
+    let start = full().map(|segment| segment.file_offset).min().unwrap_or(0);
+    let end = full().map(Segment::file_end).max().unwrap_or(0);
+    start..end
+}
+
+/// Whether segments follow each other without a gap.
+pub(super) fn is_contiguous(segments: &[Segment]) -> bool {
+    segments
+        .windows(2)
+        .all(|pair| pair[0].file_end() >= pair[1].file_offset)
+}

@@ -1,0 +1,424 @@
+//! Moving bytes: planning operations to a constant depth, and accounting for each completion.
+//!
+//! The part of the [`Scheduler`] that talks to the backend. Depth is kept constant by refilling on
+//! each completion, never by batch and drain. Reads, for which somebody waits, go before
+//! write-backs, but one operation in four is left to writes so that neither starves.
+
+use std::sync::Arc;
+
+use super::flight::Flight;
+use super::scheduler::Scheduler;
+use crate::base::observe::events;
+use crate::base::units::{round_down, to_usize};
+use crate::io::backend::{Backend, Reaped, Transfer};
+use crate::io::planner::{self, Operation, Place};
+use crate::io::request::{Direction, Segment};
+use crate::io::storage::{Alignment, Errno};
+use crate::memory::MemoryRange;
+
+/// How often an operation is submitted again after `EINTR` or `EAGAIN`.
+const RETRIES_MAX: u32 = 256;
+/// Reads between two writes while both wait.
+const READS_IN_A_ROW_MAX: u32 = 3;
+
+/// What trying to start an operation of a task came to.
+enum Started {
+    /// One more is in flight.
+    Yes,
+    /// The task has nothing more to start.
+    Exhausted,
+    /// All bounce blocks are in use.
+    NoBlock,
+}
+
+impl Scheduler {
+    /// Starts operations until the depth is reached or nothing can be started.
+    pub(super) fn fill(&mut self, backend: &mut dyn Backend) {
+        while !self.flights.is_full() {
+            let reads_first = self.reads_in_a_row < READS_IN_A_ROW_MAX || self.writers.is_empty();
+            let order = if reads_first {
+                [Direction::In, Direction::Out]
+            } else {
+                [Direction::Out, Direction::In]
+            };
+            if !order
+                .into_iter()
+                .any(|direction| self.fill_one(direction, backend))
+            {
+                return;
+            }
+        }
+    }
+
+    /// Starts one operation of the oldest running task of a direction; false if there is none.
+    fn fill_one(&mut self, direction: Direction, backend: &mut dyn Backend) -> bool {
+        loop {
+            let queue = match direction {
+                Direction::In => &mut self.readers,
+                Direction::Out => &mut self.writers,
+            };
+            let Some(&key) = queue.front() else {
+                return false;
+            };
+            match self.start_operation(key, backend) {
+                Started::Yes => {
+                    self.reads_in_a_row = match direction {
+                        Direction::In => self.reads_in_a_row.saturating_add(1),
+                        Direction::Out => 0,
+                    };
+                    return true;
+                }
+                Started::NoBlock => return false,
+                Started::Exhausted => {
+                    match direction {
+                        Direction::In => self.readers.pop_front(),
+                        Direction::Out => self.writers.pop_front(),
+                    };
+                    if self.tasks[key].in_flight == 0 {
+                        self.operations_over(key);
+                    } else {
+                        self.tasks[key].planned = true;
+                    }
+                }
+            }
+        }
+    }
+
+    fn start_operation(&mut self, key: usize, backend: &mut dyn Backend) -> Started {
+        let task = &self.tasks[key];
+        if task.failed {
+            return Started::Exhausted;
+        }
+        let request = Arc::clone(&self.requests[task.request].request);
+        if request
+            .sink
+            .as_ref()
+            .is_some_and(|sink| sink.is_cancelled(request.token))
+        {
+            if task.done_bytes < task.bytes.end - task.bytes.start {
+                self.fail_cancelled(key);
+            }
+            return Started::Exhausted;
+        }
+        let segments = request.segments(&request.files[task.part]);
+        let mut cursor = task.cursor;
+        let Some(operation) = planner::next(&mut cursor, task.direction, segments, &task.geometry)
+        else {
+            return Started::Exhausted;
+        };
+        let flight = match operation.place {
+            Place::Direct { segment_offset } => {
+                let segment = &segments[operation.segment];
+                let memory = slice(segment.memory, segment_offset, operation.len_bytes);
+                let ring_slot = segment
+                    .buffer
+                    .and_then(|at| request.buffers.get(at as usize))
+                    .and_then(|buffer| buffer.ring_slot_of(memory.address(), memory.len()))
+                    .and_then(|slot| u16::try_from(slot).ok());
+                self.flight_of(key, operation, memory, None, ring_slot)
+            }
+            Place::Bounce => match self.bounce.take() {
+                Ok(Some((block, memory))) => {
+                    let memory = slice(memory, 0, operation.len_bytes);
+                    self.counters.bounced_bytes.add(operation.payload_bytes);
+                    let flight = self.flight_of(key, operation, memory, Some(block), None);
+                    if task_writes(self, key) && !operation.read_first {
+                        gather(&operation, segments, memory);
+                    }
+                    flight
+                }
+                Ok(None) => return Started::NoBlock,
+                Err(error) => {
+                    self.fail(key, Some(operation.file_offset), error);
+                    return Started::Exhausted;
+                }
+            },
+        };
+        let task = &mut self.tasks[key];
+        task.cursor = cursor;
+        task.in_flight += 1;
+        self.counters.of(task.direction).in_flight.add(1);
+        self.counters.in_flight.add(1);
+        self.launch(flight, backend);
+        Started::Yes
+    }
+
+    fn flight_of(
+        &self,
+        task: usize,
+        operation: Operation,
+        memory: MemoryRange,
+        bounce: Option<usize>,
+        ring_slot: Option<u16>,
+    ) -> Flight {
+        Flight {
+            task,
+            operation,
+            reading_first: operation.read_first,
+            bounce,
+            memory,
+            ring_slot,
+            done_bytes: 0,
+            reached_before: None,
+            retries_count: 0,
+            direct: self.files.files[self.tasks[task].file].direct,
+        }
+    }
+
+    /// Hands what is left of an operation to the backend.
+    fn launch(&mut self, mut flight: Flight, backend: &mut dyn Backend) {
+        let task = &mut self.tasks[flight.task];
+        let file = &self.files.files[task.file];
+        flight.direct = file.direct;
+        let direction = if flight.reading_first {
+            Direction::In
+        } else {
+            task.direction
+        };
+        if direction == Direction::Out {
+            task.touched = true;
+            task.written_end = task.written_end.max(flight.operation.file_end());
+        }
+        let left = flight.operation.len_bytes - flight.done_bytes;
+        let transfer = Transfer {
+            direction,
+            file: Arc::clone(&file.handle),
+            memory: slice(flight.memory, flight.done_bytes, left),
+            file_offset: flight.operation.file_offset + flight.done_bytes,
+            ring_slot: flight.ring_slot,
+        };
+        let key = self.flights.board(flight);
+        debug_assert!(key.is_some(), "an operation was started beyond the depth");
+        if let Some(key) = key {
+            backend.submit(key, transfer);
+        }
+    }
+
+    /// Accounts for the end of a transfer.
+    pub(super) fn reaped(&mut self, reaped: Reaped, backend: &mut dyn Backend) {
+        let Some(mut flight) = self.flights.land(reaped.key) else {
+            debug_assert!(false, "a completion came for nothing in flight");
+            return;
+        };
+        match reaped.result {
+            Ok(moved) => self.moved(flight, crate::base::units::to_u64(moved), backend),
+            Err(errno) if self.is_worth_another_try(&mut flight, errno) => {
+                self.launch(flight, backend);
+            }
+            Err(errno) => self.operation_failed(&flight, errno),
+        }
+    }
+
+    fn moved(&mut self, mut flight: Flight, moved: u64, backend: &mut dyn Backend) {
+        let task = &self.tasks[flight.task];
+        let file = &self.files.files[task.file];
+        let reads = flight.reading_first || task.direction == Direction::In;
+        let len_bytes = flight.operation.len_bytes;
+        let reached = flight.done_bytes + moved;
+        let enough = match (flight.reading_first, reads) {
+            // What survives of the block; the rest is zero.
+            (true, _) => {
+                let existing = task.geometry.file_len_bytes;
+                moved == 0
+                    || flight.operation.file_offset + reached >= existing
+                    || reached >= len_bytes
+            }
+            (false, true) => reached >= flight.operation.required_bytes,
+            (false, false) => reached >= len_bytes,
+        };
+        if reached > len_bytes {
+            self.fail(
+                flight.task,
+                Some(flight.operation.file_offset),
+                crate::base::error::Error::Internal(format!(
+                    "{reached} bytes were reported moved of {len_bytes}"
+                )),
+            );
+            self.operation_over(&flight);
+        } else if enough {
+            self.operation_done(flight, reached, backend);
+        } else if reads && (moved == 0 || flight.reached_before == Some(reached)) {
+            // Nothing more comes, also after the last whole block was read again.
+            let end = flight.operation.file_offset + reached;
+            let at = end.max(self.tasks[flight.task].bytes.start);
+            self.fail_short(flight.task, at, end);
+            self.operation_over(&flight);
+        } else if moved == 0 {
+            self.operation_failed(&flight, libc::EIO);
+        } else {
+            // A short transfer: go on behind what was moved, from a whole block.
+            if !flight.reading_first {
+                self.counters.of(task.direction).short_transfers.add(1);
+            }
+            flight.done_bytes = round_down(reached, file.alignment.offset_bytes);
+            if flight.reached_before == Some(reached) {
+                self.operation_failed(&flight, libc::EIO);
+            } else {
+                flight.reached_before = Some(reached);
+                self.launch(flight, backend);
+            }
+        }
+    }
+
+    /// Whether the operation may be submitted again; prepares it for that.
+    fn is_worth_another_try(&mut self, flight: &mut Flight, errno: Errno) -> bool {
+        let task = &self.tasks[flight.task];
+        match errno {
+            libc::EINTR | libc::EAGAIN if flight.retries_count < RETRIES_MAX => {
+                flight.retries_count += 1;
+                self.counters.of(task.direction).retries.add(1);
+                true
+            }
+            // Accepted at the open and refused at the transfer: some file systems do.
+            libc::EINVAL | libc::EOPNOTSUPP if flight.direct => {
+                self.leave_direct(task.file, flight.task, errno)
+            }
+            _ => false,
+        }
+    }
+
+    /// Turns a file to buffered I/O; false where direct I/O is required or cannot be turned off.
+    fn leave_direct(&mut self, file: usize, task: usize, errno: Errno) -> bool {
+        if self.limits.require_direct {
+            return false;
+        }
+        let file = &mut self.files.files[file];
+        if !file.direct {
+            return true;
+        }
+        if self.storage.clear_direct(&file.handle).is_err() {
+            return false;
+        }
+        file.direct = false;
+        file.alignment = Alignment::NONE;
+        let task = &self.tasks[task];
+        self.counters.of(task.direction).fallbacks.add(1);
+        let request = &self.requests[task.request].request;
+        events::direct_io_fallback(request.path(&request.files[task.part]), errno);
+        true
+    }
+
+    /// All bytes of an operation were moved.
+    fn operation_done(&mut self, mut flight: Flight, reached: u64, backend: &mut dyn Backend) {
+        let task = &mut self.tasks[flight.task];
+        let request = Arc::clone(&self.requests[task.request].request);
+        let segments = request.segments(&request.files[task.part]);
+        if flight.reading_first {
+            // The block is here: change it, and write it.
+            let rest = flight.operation.len_bytes - reached;
+            zero(slice(flight.memory, reached, rest));
+            overlay(&flight.operation, segments, flight.memory);
+            flight.reading_first = false;
+            flight.done_bytes = 0;
+            flight.reached_before = None;
+            self.launch(flight, backend);
+            return;
+        }
+        if flight.bounce.is_some() && task.direction == Direction::In {
+            scatter(&flight.operation, segments, flight.memory);
+        }
+        let payload_bytes = flight.operation.payload_bytes;
+        task.done_bytes += payload_bytes;
+        let counters = self.counters.of(task.direction);
+        counters.operations.add(1);
+        counters.bytes.add(payload_bytes);
+        self.requests[task.request].bytes_done += payload_bytes;
+        if let Some(sink) = &request.sink {
+            sink.progress(request.token, payload_bytes);
+        }
+        self.operation_over(&flight);
+    }
+
+    fn operation_failed(&mut self, flight: &Flight, errno: Errno) {
+        let task = &self.tasks[flight.task];
+        let verb = match (flight.reading_first, task.direction) {
+            (false, Direction::Out) => "written",
+            _ => "read",
+        };
+        let total = task.bytes.end - task.bytes.start;
+        let detail = format!(
+            "{} of {total} bytes {verb}",
+            task.done_bytes + flight.done_bytes
+        );
+        let at = (flight.operation.file_offset + flight.done_bytes).max(task.bytes.start);
+        self.fail_errno(flight.task, Some(at), errno, &detail);
+        self.operation_over(flight);
+    }
+
+    /// Nothing of an operation is in flight any more.
+    fn operation_over(&mut self, flight: &Flight) {
+        if let Some(block) = flight.bounce {
+            self.bounce.give_back(block);
+        }
+        let task = &mut self.tasks[flight.task];
+        task.in_flight -= 1;
+        self.counters.of(task.direction).in_flight.sub(1);
+        self.counters.in_flight.sub(1);
+        if task.in_flight == 0 && task.planned {
+            self.operations_over(flight.task);
+        }
+    }
+}
+
+fn task_writes(scheduler: &Scheduler, key: usize) -> bool {
+    scheduler.tasks[key].direction == Direction::Out
+}
+
+/// The part of an operation's memory; INVARIANT: the planner stays inside its segments and blocks.
+fn slice(memory: MemoryRange, offset: u64, len_bytes: u64) -> MemoryRange {
+    let part = to_usize(offset).and_then(|offset| Ok((offset, to_usize(len_bytes)?)));
+    let part = part
+        .ok()
+        .and_then(|(offset, len)| memory.slice(offset, len));
+    debug_assert!(part.is_some(), "an operation outside of its memory");
+    part.unwrap_or(MemoryRange::EMPTY)
+}
+
+/// Fills an operation's block with the segments' bytes, and zeros between and behind them.
+fn gather(operation: &Operation, segments: &[Segment], block: MemoryRange) {
+    if operation.payload_bytes < operation.len_bytes {
+        zero(block);
+    }
+    overlay(operation, segments, block);
+}
+
+/// Copies the segments' bytes over an operation's block.
+fn overlay(operation: &Operation, segments: &[Segment], block: MemoryRange) {
+    planner::for_each_piece(
+        operation,
+        Direction::Out,
+        segments,
+        |at, segment, from, len| {
+            copy(
+                slice(block, at, len),
+                slice(segments[segment].memory, from, len),
+            );
+        },
+    );
+}
+
+/// Copies an operation's block to the segment it was read for.
+fn scatter(operation: &Operation, segments: &[Segment], block: MemoryRange) {
+    planner::for_each_piece(
+        operation,
+        Direction::In,
+        segments,
+        |at, segment, to, len| {
+            copy(
+                slice(segments[segment].memory, to, len),
+                slice(block, at, len),
+            );
+        },
+    );
+}
+
+/// Copies between ranges of one length; INVARIANT: both are.
+fn copy(to: MemoryRange, from: MemoryRange) {
+    let copied = to.stream_into(0, from);
+    debug_assert!(copied.is_ok(), "{copied:?}");
+}
+
+fn zero(range: MemoryRange) {
+    let zeroed = range.zero(0, range.len());
+    debug_assert!(zeroed.is_ok(), "{zeroed:?}");
+}

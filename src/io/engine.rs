@@ -1,0 +1,478 @@
+//! The engine as callers see it.
+
+use std::ffi::CStr;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::backend::fault::FaultPlan;
+use super::counters::{Counters, DirectionCounters};
+use super::driver::{BackendFacts, Driver};
+use super::request::{Direction, Request, Sink};
+use super::start;
+use super::tensor::Tensor;
+use super::ticket::{Completion, Ticket, Tickets};
+use crate::base::config::{Config, EngineOptions};
+use crate::base::error::{Error, Result};
+use crate::base::observe::events;
+use crate::memory::{Buffer, MemoryRange, Registry, ReleaseHook};
+use crate::sys;
+
+/// Tells the tickets of one engine from those of another; the table takes what fits.
+static ENGINES_MADE: AtomicU64 = AtomicU64::new(1);
+
+/// Moves tensors between memory and storage. Cheap to clone; any thread may call any method.
+///
+/// When the last clone goes, whatever is under way is finished first.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    core: Arc<Core>,
+}
+
+#[derive(Debug)]
+struct Core {
+    // DROP ORDER: the driver first, it ends what is under way; then what it reports to.
+    driver: Driver,
+    tickets: Arc<Tickets>,
+    registry: Registry,
+    counters: Arc<Counters>,
+    config: Config,
+    options: EngineOptions,
+    open_files_max: usize,
+    backend: BackendFacts,
+    /// Lists submitted so far: names the groups of [`Request`]s.
+    groups: AtomicU64,
+    shut_down: AtomicBool,
+    fork_generation: u32,
+}
+
+/// Counters of one direction at one moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DirectionStats {
+    /// Operations that ended well.
+    pub operations_count: u64,
+    /// Bytes of tensors moved.
+    pub bytes: u64,
+    /// Operations under way.
+    pub in_flight_count: u64,
+    /// The most that were under way at once.
+    pub in_flight_peak_count: u64,
+    /// Operations submitted again after `EINTR` or `EAGAIN`.
+    pub retries_count: u64,
+    /// Transfers that moved less than asked and were continued.
+    pub short_transfers_count: u64,
+    /// Files that had to go through the page cache.
+    pub fallbacks_count: u64,
+    /// Files of requests that failed.
+    pub errors_count: u64,
+}
+
+/// Counters of an engine at one moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct EngineStats {
+    /// Memory to storage.
+    pub swap_out: DirectionStats,
+    /// Storage to memory.
+    pub swap_in: DirectionStats,
+    /// Requests taken in.
+    pub requests_count: u64,
+    /// Requests under way.
+    pub requests_in_flight_count: u64,
+    /// Operations under way, both directions.
+    pub in_flight_count: u64,
+    /// The most operations that were under way at once.
+    pub in_flight_peak_count: u64,
+    /// Bytes that went through a bounce block.
+    pub bounced_bytes: u64,
+    /// Files that are open.
+    pub open_files_count: u64,
+    /// Bytes of pinned buffers, owned and registered.
+    pub pinned_bytes: u64,
+}
+
+impl Engine {
+    /// Starts an engine.
+    ///
+    /// # Errors
+    /// `Config` for options that exclude each other; `Unsupported` where the demanded backend
+    /// cannot be had; `NoMemory`.
+    pub fn new(config: &Config) -> Result<Engine> {
+        Engine::start(config, None)
+    }
+
+    /// Starts an engine on which faults strike, for tests.
+    ///
+    /// # Errors
+    /// As [`Engine::new`].
+    pub fn with_faults(config: &Config, plan: FaultPlan) -> Result<Engine> {
+        Engine::start(config, Some(plan))
+    }
+
+    fn start(config: &Config, plan: Option<FaultPlan>) -> Result<Engine> {
+        let options = EngineOptions::from_config(config)?;
+        let open_files_max = start::open_files_max(&options);
+        let counters = Arc::new(Counters::default());
+        let (driver, backend) =
+            start::driver(&options, open_files_max, plan, Arc::clone(&counters))?;
+        // ORDERING: relaxed; only uniqueness matters.
+        let salt = ENGINES_MADE.fetch_add(1, Ordering::Relaxed);
+        let tickets = Tickets::new(options.tickets_max, u32::try_from(salt % 4096).unwrap_or(0));
+        events::engine_started(backend.name, &backend.reason);
+        Ok(Engine {
+            core: Arc::new(Core {
+                driver,
+                tickets: Arc::new(tickets),
+                registry: Registry::new(),
+                counters,
+                config: config.clone(),
+                options,
+                open_files_max,
+                backend,
+                groups: AtomicU64::new(0),
+                shut_down: AtomicBool::new(false),
+                fork_generation: sys::fork_generation(),
+            }),
+        })
+    }
+
+    /// The configuration the engine was made with.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.core.config
+    }
+
+    /// Whether the engine can be used by this process.
+    ///
+    /// # Errors
+    /// `Forked` in a child of the process that made it, `Poisoned` after a defect.
+    pub fn check(&self) -> Result<()> {
+        if sys::forked_since(self.core.fork_generation) {
+            return Err(Error::Forked);
+        }
+        if self.core.driver.is_poisoned() {
+            return Err(Error::Poisoned);
+        }
+        Ok(())
+    }
+
+    fn check_open(&self) -> Result<()> {
+        self.check()?;
+        // ORDERING: relaxed; who shuts down and submits at once may see either order.
+        if self.core.shut_down.load(Ordering::Relaxed) {
+            return Err(Error::ShutDown);
+        }
+        Ok(())
+    }
+
+    /// Takes nothing more and waits until everything under way is over. Completions that were not
+    /// delivered stay to be waited for or polled.
+    ///
+    /// # Errors
+    /// `TimedOut`: it still takes nothing more, and may be called again.
+    pub fn shutdown(&self, timeout: Option<Duration>) -> Result<()> {
+        self.check()?;
+        // ORDERING: relaxed; see `check_open`.
+        self.core.shut_down.store(true, Ordering::Relaxed);
+        self.quiesce(timeout)
+    }
+
+    /// Waits until nothing is under way.
+    ///
+    /// # Errors
+    /// `TimedOut`.
+    pub fn quiesce(&self, timeout: Option<Duration>) -> Result<()> {
+        self.check()?;
+        if self.core.driver.wait_idle(timeout) {
+            return Ok(());
+        }
+        Err(Error::TimedOut("requests are still under way".to_owned()))
+    }
+
+    /// Allocates a pinned buffer: zeroed, aligned, locked and registered as far as the options
+    /// `pin`, `huge_pages` and `register_buffers` say and the system permits.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a length of 0; `NoMemory`; `Memlock` or `Unsupported` where an option
+    /// says `require`.
+    pub fn allocate_buffer(&self, len_bytes: u64) -> Result<Buffer> {
+        self.check_open()?;
+        let options = &self.core.options;
+        self.adopt(Buffer::allocate(
+            len_bytes,
+            options.pin,
+            options.huge_pages,
+        )?)
+    }
+
+    /// Takes the caller's memory as a pinned buffer, at any address and of any length.
+    ///
+    /// # Errors
+    /// `NullArgument`, `InvalidArgument` for NULL, for no bytes, or a range that cannot be.
+    ///
+    /// # Safety
+    /// The memory must stay valid until `release` was called, or, without one, until
+    /// [`Buffer::released`] says so.
+    #[expect(unsafe_code, reason = "the caller vouches for the memory")]
+    pub unsafe fn register_buffer(
+        &self,
+        data: *mut u8,
+        len_bytes: u64,
+        release: Option<ReleaseHook>,
+    ) -> Result<Buffer> {
+        self.check_open()?;
+        // SAFETY: this function's own contract.
+        let buffer = unsafe { Buffer::foreign(data.expose_provenance(), len_bytes, release) }?;
+        self.adopt(buffer)
+    }
+
+    /// Makes a new buffer known to lookups and to the ring.
+    fn adopt(&self, buffer: Buffer) -> Result<Buffer> {
+        self.core.registry.register(&buffer)?;
+        if self.core.options.register_buffers && self.core.backend.name == "io_uring" {
+            buffer.set_reclaim(self.core.driver.reclaimer());
+            if let Err(errno) = self.core.driver.register(&buffer) {
+                events::buffer_unregistered(buffer.len_bytes(), errno);
+            }
+        }
+        Ok(buffer)
+    }
+
+    /// Starts writing tensors to files.
+    ///
+    /// # Errors
+    /// Of the call: `InvalidArgument`, `Busy` with all tickets alive, `ShutDown`, `Poisoned`,
+    /// `Forked`. Errors of files come with the ticket.
+    pub fn swap_out(&self, tensors: &[Tensor], paths: &[&CStr]) -> Result<Ticket> {
+        self.swap(Direction::Out, tensors, paths)
+    }
+
+    /// Starts reading tensors from files.
+    ///
+    /// # Errors
+    /// As [`Engine::swap_out`].
+    pub fn swap_in(&self, tensors: &[Tensor], paths: &[&CStr]) -> Result<Ticket> {
+        self.swap(Direction::In, tensors, paths)
+    }
+
+    fn swap(&self, direction: Direction, tensors: &[Tensor], paths: &[&CStr]) -> Result<Ticket> {
+        let sink = Arc::clone(&self.core.tickets);
+        let mut request = self.fill(direction, tensors, paths)?;
+        let tag = tensors.first().map_or(0, |tensor| tensor.user_tag);
+        let ticket = match sink.open(request.total_bytes, tag) {
+            Ok(ticket) => ticket,
+            Err(error) => {
+                self.core.driver.discard(request);
+                return Err(error);
+            }
+        };
+        set_sink(&mut request, Arc::clone(&sink) as Arc<dyn Sink>, ticket);
+        match self.core.driver.submit(request) {
+            Ok(()) => Ok(ticket),
+            Err((error, request)) => {
+                sink.withdraw(ticket);
+                self.core.driver.discard(request);
+                Err(error)
+            }
+        }
+    }
+
+    /// Checks a list and brings it into the form of a request.
+    fn fill(
+        &self,
+        direction: Direction,
+        tensors: &[Tensor],
+        paths: &[&CStr],
+    ) -> Result<Arc<Request>> {
+        self.check_open()?;
+        let mut request = self.core.driver.blank_request();
+        let registry = &self.core.registry;
+        let filled = match Arc::get_mut(&mut request) {
+            Some(request) => request.fill(
+                direction,
+                tensors,
+                paths,
+                self.next_group(),
+                &mut |memory| registry.find(memory.address(), memory.len()),
+            ),
+            None => Err(Error::Internal("a blank request is shared".to_owned())),
+        };
+        match filled {
+            Ok(()) => Ok(request),
+            Err(error) => {
+                self.core.driver.discard(request);
+                Err(error)
+            }
+        }
+    }
+
+    /// A number for one caller's list, unique in this engine.
+    pub(crate) fn next_group(&self) -> u64 {
+        // ORDERING: relaxed; only uniqueness matters.
+        self.core.groups.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Writes or reads a list for a layer above, which is told through its own sink.
+    ///
+    /// # Errors
+    /// As [`Engine::swap_out`]; then the sink hears nothing.
+    pub(crate) fn swap_for(
+        &self,
+        direction: Direction,
+        tensors: &[Tensor],
+        paths: &[&CStr],
+        sink: Arc<dyn Sink>,
+        token: u64,
+    ) -> Result<()> {
+        let mut request = self.fill(direction, tensors, paths)?;
+        set_sink(&mut request, sink, token);
+        self.submit(request)
+    }
+
+    /// An empty request for a layer above to fill.
+    pub(crate) fn blank_request(&self) -> Arc<Request> {
+        self.core.driver.blank_request()
+    }
+
+    /// Submits a request of a layer above, filled by it, with its sink.
+    ///
+    /// # Errors
+    /// `ShutDown`, `Poisoned`, `Forked`; then the sink hears nothing.
+    pub(crate) fn submit(&self, request: Arc<Request>) -> Result<()> {
+        if let Err(error) = self.check_open() {
+            self.core.driver.discard(request);
+            return Err(error);
+        }
+        self.core
+            .driver
+            .submit(request)
+            .map_err(|(error, request)| {
+                self.core.driver.discard(request);
+                error
+            })
+    }
+
+    /// The registered buffer around a range of memory.
+    pub(crate) fn find_buffer(&self, memory: MemoryRange) -> Option<Buffer> {
+        self.core.registry.find(memory.address(), memory.len())
+    }
+
+    /// Waits for a ticket and ends it. `None` waits for ever, zero polls.
+    ///
+    /// # Errors
+    /// `BadTicket`, `Busy` where another thread waits for it, `TimedOut` (the ticket stays valid).
+    /// The request's own error is in the completion.
+    pub fn wait(&self, ticket: Ticket, timeout: Option<Duration>) -> Result<Completion> {
+        self.check_waiting()?;
+        self.core.tickets.wait(ticket, timeout)
+    }
+
+    /// Delivers up to `cap` finished tickets, oldest first, and ends them; returns how many.
+    ///
+    /// # Errors
+    /// `Forked`.
+    pub fn poll(&self, cap: usize, deliver: &mut dyn FnMut(Completion)) -> Result<usize> {
+        self.check_waiting()?;
+        Ok(self.core.tickets.poll(cap, deliver))
+    }
+
+    /// Asks for a request to stop. Its ticket still completes and is to be waited for.
+    ///
+    /// # Errors
+    /// `BadTicket`, `Forked`.
+    pub fn cancel(&self, ticket: Ticket) -> Result<()> {
+        self.check_waiting()?;
+        self.core.tickets.cancel(ticket)
+    }
+
+    /// Bytes done and bytes in total of a request.
+    ///
+    /// # Errors
+    /// `BadTicket`, `Forked`.
+    pub fn progress(&self, ticket: Ticket) -> Result<(u64, u64)> {
+        self.check_waiting()?;
+        self.core.tickets.progress(ticket)
+    }
+
+    /// Waits for every ticket submitted before this call; delivers none.
+    ///
+    /// # Errors
+    /// The first error among them, `TimedOut`, `Forked`.
+    pub fn wait_all(&self, timeout: Option<Duration>) -> Result<()> {
+        self.check_waiting()?;
+        self.core.tickets.wait_all(timeout)
+    }
+
+    /// A descriptor that is readable while a completion waits to be delivered. The engine's: it is
+    /// neither to be read nor closed by the caller.
+    ///
+    /// # Errors
+    /// `Unsupported` where none can be made, `Forked`.
+    pub fn event_fd(&self) -> Result<RawFd> {
+        self.check_waiting()?;
+        self.core.tickets.event_fd()
+    }
+
+    /// Completions are delivered also after a defect or a shut-down, never in a forked child.
+    fn check_waiting(&self) -> Result<()> {
+        match self.check() {
+            Err(Error::Poisoned) | Ok(()) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What the engine has done.
+    #[must_use]
+    pub fn stats(&self) -> EngineStats {
+        let counters = &self.core.counters;
+        EngineStats {
+            swap_out: direction_stats(&counters.out),
+            swap_in: direction_stats(&counters.r#in),
+            requests_count: counters.requests.get(),
+            requests_in_flight_count: counters.requests_in_flight.get(),
+            in_flight_count: counters.in_flight.get(),
+            in_flight_peak_count: counters.in_flight.peak(),
+            bounced_bytes: counters.bounced_bytes.get(),
+            open_files_count: counters.open_files.get(),
+            pinned_bytes: self.core.registry.len_bytes(),
+        }
+    }
+
+    /// What is in effect, and why, as one JSON object.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        start::describe(
+            &self.core.options,
+            self.core.open_files_max,
+            &self.core.backend,
+            &self.core.registry,
+        )
+    }
+
+    /// The counters in the text format of Prometheus.
+    #[must_use]
+    pub fn prometheus(&self) -> String {
+        start::prometheus(&self.stats())
+    }
+}
+
+fn set_sink(request: &mut Arc<Request>, sink: Arc<dyn Sink>, token: u64) {
+    // The request was filled through the same reference just before: it is not shared.
+    if let Some(request) = Arc::get_mut(request) {
+        request.sink = Some(sink);
+        request.token = token;
+    }
+}
+
+fn direction_stats(counters: &DirectionCounters) -> DirectionStats {
+    DirectionStats {
+        operations_count: counters.operations.get(),
+        bytes: counters.bytes.get(),
+        in_flight_count: counters.in_flight.get(),
+        in_flight_peak_count: counters.in_flight.peak(),
+        retries_count: counters.retries.get(),
+        short_transfers_count: counters.short_transfers.get(),
+        fallbacks_count: counters.fallbacks.get(),
+        errors_count: counters.errors.get(),
+    }
+}

@@ -1,0 +1,27 @@
+//! The engine: requests in, tickets out, bytes moved between memory and files.
+//!
+//! Owns the tickets, the driver thread, the metadata threads and the backend. From a caller's list
+//! of tensors and paths ([`tensor`], `request`) the driver makes tasks, keeps them in order, has
+//! the pure `planner` cut them into operations, and moves those through one of the `backend`s.
+//! Never keeps a copy of a caller's data beyond the end of its request, never starts a transfer
+//! that was not asked for, never reports success for a byte that it did not see moved.
+//!
+//! Threads: any thread may call [`Engine`]; everything under way belongs to the driver thread.
+
+mod backend;
+mod counters;
+mod driver;
+mod engine;
+mod planner;
+mod request;
+mod start;
+mod storage;
+pub mod tensor;
+mod ticket;
+
+pub use backend::fault::FaultPlan;
+pub use engine::{DirectionStats, Engine, EngineStats};
+pub use tensor::Tensor;
+pub use ticket::{Completion, Ticket};
+
+pub(crate) use request::{Length, Outcome, Request, Segment, Sink};
