@@ -177,6 +177,7 @@ impl Scheduler {
                 request.segments(file_part),
             );
             let task = self.tasks.insert(task);
+            self.tasks[task].resolved_at = self.files.now();
             self.window.push_back(task);
             self.metadata.post(Job::Resolve {
                 task,
@@ -191,6 +192,7 @@ impl Scheduler {
         let (request, part) = (self.tasks[task].request, self.tasks[task].part);
         let request = Arc::clone(&self.requests[request].request);
         self.tasks[task].phase = Phase::Resolving;
+        self.tasks[task].resolved_at = self.files.now();
         self.metadata.post(Job::Resolve {
             task,
             request,
@@ -247,6 +249,13 @@ impl Scheduler {
                 self.fail_direct(task, opened.fallback_errno.unwrap_or(libc::EINVAL));
                 self.end_task(task);
             }
+            // Written by us and closed since a metadata thread looked at its length.
+            Ok(Found::Opened(opened))
+                if self.files.find(opened.identity).is_none()
+                    && self.files.forgot_since(self.tasks[task].resolved_at) =>
+            {
+                self.resolve_again(task, true);
+            }
             Ok(Found::Opened(opened)) => {
                 let len_bytes = opened.len_bytes;
                 self.note_fallback(task, &opened);
@@ -291,13 +300,21 @@ impl Scheduler {
     fn admit(&mut self, task: usize, file: usize, len_bytes: u64) {
         self.window.pop_front();
         let entry = &mut self.files.files[file];
-        if entry.queue.is_empty() && !entry.is_settling() {
-            // Nobody of ours is changing the file: storage knows best.
+        let fresh = entry.written_at <= self.tasks[task].resolved_at;
+        if fresh && entry.queue.is_empty() && !entry.is_settling() {
+            // Nobody of ours has changed the file since: storage knows best.
             entry.len_bytes = len_bytes;
             entry.disk_len_bytes = len_bytes;
         }
         self.tasks[task].file = file;
-        self.tasks[task].round_to(entry.alignment);
+        if entry.queue.is_empty() {
+            entry.planned_len_bytes = entry.len_bytes;
+        }
+        let admitted = &mut self.tasks[task];
+        admitted.concern(entry.alignment, entry.planned_len_bytes);
+        if admitted.direction == Direction::Out {
+            entry.planned_len_bytes = admitted.final_len(entry.planned_len_bytes);
+        }
         let blockers = entry
             .queue
             .iter()
@@ -470,8 +487,12 @@ impl Scheduler {
     /// Takes a task out of its file's order and lets those go that waited for it.
     fn end_task(&mut self, key: usize) {
         let task = self.tasks.remove(key);
-        if let Some(file) = self.files.files.get_mut(task.file) {
+        if self.files.files.contains(task.file) {
             let request = &self.requests[task.request].request;
+            if task.direction == Direction::Out {
+                self.files.files[task.file].written_at = self.files.tick();
+            }
+            let file = &mut self.files.files[task.file];
             if task.direction == Direction::Out && !task.failed {
                 let segments = request.segments(&request.files[task.part]);
                 file.unstick(|range| task.rewrote(range, is_contiguous(segments)));
