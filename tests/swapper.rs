@@ -1,5 +1,12 @@
 //! The swapper against a model of files, over every backend.
-#![allow(unsafe_code)]
+#![allow(
+    unsafe_code,
+    clippy::unwrap_used,
+    clippy::undocumented_unsafe_blocks,
+    clippy::cast_possible_truncation,
+    clippy::print_stderr,
+    reason = "a test"
+)]
 
 use std::collections::HashMap;
 use std::ffi::CString;

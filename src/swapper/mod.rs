@@ -15,11 +15,11 @@
 //! swapper ([`Error::Busy`](crate::base::error::Error::Busy) for a second); figures may be read by
 //! any thread.
 
+mod async_tensor_swapper;
 mod pool;
 mod sink;
 mod staged;
 mod stats;
-mod swapper;
 
+pub use async_tensor_swapper::Swapper;
 pub use stats::SwapperStats;
-pub use swapper::Swapper;

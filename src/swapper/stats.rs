@@ -38,8 +38,11 @@ pub struct SwapperStats {
     pub errors_count: u64,
 }
 
+/// A timer's name, and where it is.
+type NamedTimer = (&'static str, fn(&Figures) -> &Timer);
+
 /// The timers by name. `async_swap_gradient_wait` is DeepSpeed's name for waiting for writes.
-const TIMERS: [(&str, fn(&Figures) -> &Timer); 4] = [
+const TIMERS: [NamedTimer; 4] = [
     ("swap_out", |figures| &figures.swap_out),
     ("swap_in", |figures| &figures.swap_in),
     ("flush", |figures| &figures.flush),

@@ -161,10 +161,6 @@ fn errno_of(error: &std::io::Error) -> Errno {
 }
 
 impl Backend for UringBackend {
-    fn name(&self) -> &'static str {
-        "io_uring"
-    }
-
     fn submit(&mut self, key: u64, transfer: Transfer) {
         let FileHandle::Disk(descriptor) = &*transfer.file else {
             debug_assert!(false, "a file of the memory backend in the ring");
