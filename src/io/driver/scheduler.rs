@@ -22,6 +22,7 @@ use super::task::{Phase, Task, is_contiguous};
 use super::{Limits, Mailbox};
 use crate::base::error::{Error, IoFailure};
 use crate::base::observe::events;
+use crate::base::observe::trace::Trace;
 use crate::io::counters::Counters;
 use crate::io::planner::{Cursor, Geometry};
 use crate::io::request::{Direction, Failure, Outcome, Request};
@@ -69,6 +70,17 @@ pub(super) struct Scheduler {
     mailbox: Arc<Mailbox>,
     pub(super) counters: Arc<Counters>,
     pub(super) ring_slots: RingSlots,
+    pub(super) trace: Option<Trace>,
+}
+
+/// What the scheduler works with and others see too.
+#[derive(Debug)]
+pub(super) struct Services {
+    pub(super) metadata: Metadata,
+    pub(super) storage: Arc<dyn Storage>,
+    pub(super) mailbox: Arc<Mailbox>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) trace: Option<Trace>,
 }
 
 impl Scheduler {
@@ -76,11 +88,15 @@ impl Scheduler {
         limits: Limits,
         files: FileTable,
         bounce: BouncePool,
-        metadata: Metadata,
-        storage: Arc<dyn Storage>,
-        mailbox: Arc<Mailbox>,
-        counters: Arc<Counters>,
+        services: Services,
     ) -> Scheduler {
+        let Services {
+            metadata,
+            storage,
+            mailbox,
+            counters,
+            trace,
+        } = services;
         Scheduler {
             flights: Flights::new(limits.depth),
             limits,
@@ -100,6 +116,7 @@ impl Scheduler {
             mailbox,
             counters,
             ring_slots: RingSlots::new(),
+            trace,
         }
     }
 
