@@ -7,8 +7,10 @@
 //! INVARIANT: when the thread ends, nothing is in flight, and every request's sink was told.
 
 mod bounce;
+mod failures;
 mod files;
 mod flight;
+mod lengths;
 mod metadata;
 mod registration;
 mod scheduler;

@@ -92,22 +92,20 @@ impl Scheduler {
             return Started::Exhausted;
         }
         let request = Arc::clone(&self.requests[task.request].request);
-        if request
-            .sink
-            .as_ref()
-            .is_some_and(|sink| sink.is_cancelled(request.token))
-        {
-            if task.done_bytes < task.bytes.end - task.bytes.start {
-                self.fail_cancelled(key);
-            }
-            return Started::Exhausted;
-        }
         let segments = request.segments(&request.files[task.part]);
         let mut cursor = task.cursor;
         let Some(operation) = planner::next(&mut cursor, task.direction, segments, &task.geometry)
         else {
             return Started::Exhausted;
         };
+        if request
+            .sink
+            .as_ref()
+            .is_some_and(|sink| sink.is_cancelled(request.token))
+        {
+            self.fail_cancelled(key);
+            return Started::Exhausted;
+        }
         let flight = match operation.place {
             Place::Direct { segment_offset } => {
                 let segment = &segments[operation.segment];
