@@ -57,6 +57,8 @@ pub(super) struct Scheduler {
     pub(super) writers: VecDeque<usize>,
     pub(super) flights: Flights,
     pub(super) bounce: BouncePool,
+    /// When a writer was last admitted: files that were missing before may exist now.
+    writer_admitted_at: u64,
     /// Operations started since a writer last had its turn before readers.
     pub(super) reads_in_a_row: u32,
     /// Paths that could not even be opened for writing.
@@ -105,6 +107,7 @@ impl Scheduler {
             readers: VecDeque::new(),
             writers: VecDeque::new(),
             bounce,
+            writer_admitted_at: 0,
             reads_in_a_row: 0,
             stuck_paths: HashMap::new(),
             metadata,
@@ -239,6 +242,10 @@ impl Scheduler {
                 self.feed_starved();
                 return false;
             }
+            // An earlier write may have made the file since a metadata thread looked.
+            Err(libc::ENOENT) if self.writer_admitted_at > self.tasks[task].resolved_at => {
+                self.resolve_again(task, true);
+            }
             Err(errno) => {
                 self.window.pop_front();
                 self.fail_errno(task, None, errno, "opening the file");
@@ -312,6 +319,9 @@ impl Scheduler {
     /// Puts the oldest task of the window into the order of its file.
     fn admit(&mut self, task: usize, file: usize, len_bytes: u64) {
         self.window.pop_front();
+        if self.tasks[task].direction == Direction::Out {
+            self.writer_admitted_at = self.files.tick();
+        }
         let entry = &mut self.files.files[file];
         let fresh = entry.written_at <= self.tasks[task].resolved_at;
         if fresh && entry.queue.is_empty() && !entry.is_settling() {
