@@ -49,6 +49,8 @@ pub(super) struct Scheduler {
     backlog: VecDeque<usize>,
     /// Tasks whose files are being resolved, in the order of submission.
     window: VecDeque<usize>,
+    /// A task ended since the last decision.
+    task_ended: bool,
     /// Tasks whose last blocker ended.
     pub(super) startable: VecDeque<usize>,
     pub(super) files: FileTable,
@@ -102,6 +104,7 @@ impl Scheduler {
             tasks: Slab::new(),
             backlog: VecDeque::new(),
             window: VecDeque::new(),
+            task_ended: false,
             startable: VecDeque::new(),
             files,
             readers: VecDeque::new(),
@@ -123,9 +126,10 @@ impl Scheduler {
         self.requests.is_empty()
     }
 
-    /// Whether a decision waits that needs no news from outside.
+    /// Whether a decision waits that needs no news from outside. A task that ends makes room for
+    /// another file, or closes one.
     pub(super) fn can_decide(&self) -> bool {
-        !self.startable.is_empty()
+        !self.startable.is_empty() || (self.task_ended && !self.window.is_empty())
     }
 
     /// Takes a request in.
@@ -158,6 +162,7 @@ impl Scheduler {
 
     /// Makes every decision that can be made now.
     pub(super) fn decide(&mut self) {
+        self.task_ended = false;
         loop {
             self.extend_window();
             let admitted = self.admit_front();
@@ -225,10 +230,7 @@ impl Scheduler {
         if !matches!(self.tasks[task].phase, Phase::Resolved(_)) {
             return false;
         }
-        if !self
-            .files
-            .make_room(&mut |handle| self.metadata.post(Job::Close { handle }))
-        {
+        if !self.has_room_for(task) {
             return false;
         }
         let phase = std::mem::replace(&mut self.tasks[task].phase, Phase::Queued);
@@ -284,6 +286,17 @@ impl Scheduler {
             }
         }
         true
+    }
+
+    /// Whether the task's file is in the table, or room for it could be made.
+    fn has_room_for(&mut self, task: usize) -> bool {
+        let Phase::Resolved(Ok(Found::Opened(opened))) = &self.tasks[task].phase else {
+            return true;
+        };
+        self.files.find(opened.identity).is_some()
+            || self
+                .files
+                .make_room(&mut |handle| self.metadata.post(Job::Close { handle }))
     }
 
     /// Whether descriptors of ours are open that could be closed, now or later.
@@ -422,6 +435,7 @@ impl Scheduler {
 
     /// Takes a task out of its file's order and lets those go that waited for it.
     pub(super) fn end_task(&mut self, key: usize) {
+        self.task_ended = true;
         let task = self.tasks.remove(key);
         if self.files.files.contains(task.file) {
             let request = &self.requests[task.request].request;
