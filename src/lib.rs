@@ -10,6 +10,7 @@
 //! * [`capi`]: the C border, the only place that knows C.
 
 pub mod base;
+pub mod capi;
 pub mod io;
 pub mod memory;
 pub mod swapper;
