@@ -12,4 +12,5 @@
 pub mod base;
 pub mod io;
 pub mod memory;
+pub mod swapper;
 pub mod sys;

@@ -1,6 +1,13 @@
 //! Every length, address and offset comes back exact, and so does the length of the file.
 
-#![allow(unsafe_code)]
+#![allow(
+    unsafe_code,
+    clippy::unwrap_used,
+    clippy::undocumented_unsafe_blocks,
+    clippy::cast_possible_truncation,
+    clippy::print_stderr,
+    reason = "a test"
+)]
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;

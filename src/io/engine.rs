@@ -156,7 +156,7 @@ impl Engine {
         Ok(())
     }
 
-    fn check_open(&self) -> Result<()> {
+    pub(crate) fn check_open(&self) -> Result<()> {
         self.check()?;
         // ORDERING: relaxed; who shuts down and submits at once may see either order.
         if self.core.shut_down.load(Ordering::Relaxed) {

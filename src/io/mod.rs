@@ -24,4 +24,6 @@ pub use engine::{DirectionStats, Engine, EngineStats};
 pub use tensor::Tensor;
 pub use ticket::{Completion, Ticket};
 
-pub(crate) use request::{Length, Outcome, Request, Segment, Sink};
+pub(crate) use request::{
+    Direction, Length, Outcome, Request, Segment, Sink, length_of, sort_list,
+};

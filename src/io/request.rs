@@ -266,7 +266,7 @@ impl Request {
 }
 
 /// Orders a list by path and offset, keeping the caller's order among equals, and checks it.
-fn sort_list(
+pub(crate) fn sort_list(
     direction: Direction,
     tensors: &[Tensor],
     paths: &[&CStr],

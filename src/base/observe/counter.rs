@@ -63,6 +63,12 @@ impl Gauge {
         debug_assert!(before >= amount, "a gauge at {before} lowered by {amount}");
     }
 
+    /// Sets the value, and raises the peak to it.
+    pub fn set(&self, value: u64) {
+        self.value.store(value, Relaxed);
+        self.peak.fetch_max(value, Relaxed);
+    }
+
     /// The value now.
     #[must_use]
     pub fn get(&self) -> u64 {

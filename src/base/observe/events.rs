@@ -12,6 +12,8 @@ use crate::base::error::errno_name;
 pub const ROOT: &str = "tensorswap";
 /// Configuration.
 pub const CONFIG: &str = "tensorswap::config";
+/// The swapper.
+pub const SWAPPER: &str = "tensorswap::swapper";
 /// The engine: requests, files, backends.
 pub const IO: &str = "tensorswap::io";
 
@@ -63,6 +65,28 @@ pub fn descriptors_exhausted(errno: i32) {
     let errno = errno_name(errno);
     tracing::warn!(name: "descriptors_exhausted", target: IO, errno = &*errno,
         "too many files are open; closing idle ones");
+}
+
+/// Tensors that were staged could not be submitted and are gone.
+pub fn staged_tensors_dropped(count: usize, reason: &str) {
+    tracing::error!(name: "staged_tensors_dropped", target: SWAPPER, count, reason,
+        "staged tensors were dropped unwritten");
+}
+
+/// A swapper was freed after a write failed that nobody had flushed for.
+pub fn write_error_unseen(error: &str) {
+    tracing::error!(name: "write_error_unseen", target: SWAPPER, error,
+        "a write failed and was not flushed for before the swapper was freed");
+}
+
+/// The timeline could not be written.
+pub fn trace_failed(error: &str) {
+    tracing::error!(name: "trace_failed", target: IO, error, "the trace could not be written");
+}
+
+/// The timeline lacks spans: they came faster than they could be written.
+pub fn trace_incomplete(dropped_count: u64) {
+    tracing::warn!(name: "trace_incomplete", target: IO, dropped_count, "the trace lacks spans");
 }
 
 /// A path as a field; bytes that are not UTF-8 are replaced.

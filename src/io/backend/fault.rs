@@ -145,10 +145,6 @@ impl FaultBackend {
 }
 
 impl Backend for FaultBackend {
-    fn name(&self) -> &'static str {
-        self.inner.name()
-    }
-
     fn submit(&mut self, key: u64, mut transfer: Transfer) {
         if self.plan.refuse_direct && !self.buffered.contains(&transfer.file) {
             self.deliver(Reaped {

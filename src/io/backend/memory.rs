@@ -43,10 +43,6 @@ pub(crate) struct MemoryBackend {
 }
 
 impl Backend for MemoryBackend {
-    fn name(&self) -> &'static str {
-        "memory"
-    }
-
     fn submit(&mut self, key: u64, transfer: Transfer) {
         self.done.push(Reaped {
             key,

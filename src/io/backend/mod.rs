@@ -42,9 +42,6 @@ pub(crate) trait Wake: Send + Sync + std::fmt::Debug {
 
 /// Moves bytes.
 pub(crate) trait Backend {
-    /// `io_uring`, `threads`, `memory`.
-    fn name(&self) -> &'static str;
-
     /// Accepts a transfer. The driver never has more than the queue depth outstanding.
     fn submit(&mut self, key: u64, transfer: Transfer);
 

@@ -88,10 +88,6 @@ impl ThreadBackend {
 }
 
 impl Backend for ThreadBackend {
-    fn name(&self) -> &'static str {
-        "threads"
-    }
-
     fn submit(&mut self, key: u64, transfer: Transfer) {
         self.staged.push((key, transfer));
     }

@@ -33,6 +33,8 @@ pub(super) struct File {
     pub(super) alignment: Alignment,
     /// Length as the finished requests left it.
     pub(super) len_bytes: u64,
+    /// Length once every admitted task has ended well.
+    pub(super) planned_len_bytes: u64,
     /// Length on storage: longer while padded tails wait to be cut.
     pub(super) disk_len_bytes: u64,
     /// Tasks admitted and not finished, in the order of submission.
@@ -46,6 +48,8 @@ pub(super) struct File {
     /// Writers that may start once the length is settled.
     pub(super) held: Vec<usize>,
     sticky: Option<Sticky>,
+    /// When a write of ours last ended: lengths looked up before are stale.
+    pub(super) written_at: u64,
     /// When the file last became idle; tells stale entries of the idle queue.
     idle_since: u64,
 }
@@ -96,7 +100,12 @@ pub(super) struct FileTable {
     known: Arc<KnownFiles>,
     /// Idle files, least recently used first; entries may be stale.
     idle: VecDeque<(usize, u64)>,
+    /// Counts the events whose order matters.
     clock: u64,
+    /// The latest `written_at` of a file that was closed.
+    forgotten_at: u64,
+    /// Failed writes of files that were closed.
+    failed: HashMap<FileIdentity, Sticky>,
     files_max: usize,
     counters: Arc<Counters>,
 }
@@ -113,6 +122,8 @@ impl FileTable {
             known,
             idle: VecDeque::new(),
             clock: 0,
+            forgotten_at: 0,
+            failed: HashMap::new(),
             files_max: files_max.max(1),
             counters,
         }
@@ -154,13 +165,15 @@ impl FileTable {
             direct: opened.direct,
             alignment: opened.alignment,
             len_bytes: opened.len_bytes,
+            planned_len_bytes: opened.len_bytes,
             disk_len_bytes: opened.len_bytes,
             queue: VecDeque::new(),
             writers: 0,
             settling: Vec::new(),
             length_job: false,
             held: Vec::new(),
-            sticky: None,
+            sticky: self.failed.remove(&opened.identity),
+            written_at: 0,
             idle_since: 0,
         });
         self.by_identity.insert(opened.identity, key);
@@ -169,11 +182,27 @@ impl FileTable {
         key
     }
 
+    /// The moment now.
+    pub(super) fn now(&self) -> u64 {
+        self.clock
+    }
+
+    /// A new moment, later than all before.
+    pub(super) fn tick(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+
+    /// Whether a file was closed that was written after `moment`.
+    pub(super) fn forgot_since(&self, moment: u64) -> bool {
+        self.forgotten_at > moment
+    }
+
     /// Notes that the last task on a file is over.
     pub(super) fn rest(&mut self, key: usize) {
-        self.clock += 1;
-        self.files[key].idle_since = self.clock;
-        self.idle.push_back((key, self.clock));
+        let now = self.tick();
+        self.files[key].idle_since = now;
+        self.idle.push_back((key, now));
         // BOUND: at most two entries per open file, on average, stay in the queue.
         if self.idle.len() > 2 * self.files.len() + 16 {
             let files = &self.files;
@@ -188,9 +217,15 @@ impl FileTable {
             return false;
         };
         let file = self.files.remove(key);
+        self.forgotten_at = self.forgotten_at.max(file.written_at);
         self.by_identity.remove(&file.identity);
         lock(&self.known).remove(&file.identity);
         self.counters.open_files.sub(1);
+        if let Some(sticky) = file.sticky {
+            // The inode may be another file's when it is opened again; its reads then fail until
+            // it is written, which is the safe side.
+            self.failed.insert(file.identity, sticky);
+        }
         close(file.handle);
         true
     }

@@ -3,12 +3,16 @@
 //! The key of a transfer is slot and generation, so a completion can only ever be credited to the
 //! operation that was submitted under it. Pure.
 
+use std::time::Instant;
+
 use crate::io::planner::Operation;
 use crate::memory::MemoryRange;
 
 /// One operation on its way.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Flight {
+    /// Which slot it is in.
+    pub(super) slot: usize,
     pub(super) task: usize,
     pub(super) operation: Operation,
     /// The block is being read before it is changed.
@@ -22,6 +26,8 @@ pub(super) struct Flight {
     /// Where the last short transfer ended; a second one that ends there makes no progress.
     pub(super) reached_before: Option<u64>,
     pub(super) retries_count: u32,
+    /// When the operation was started.
+    pub(super) started: Instant,
     /// Submitted while the file was open for direct I/O.
     pub(super) direct: bool,
 }
@@ -51,16 +57,15 @@ impl Flights {
         self.free.is_empty()
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.free.len() == self.slots.len()
-    }
-
     /// Puts an operation into a slot and returns its key; the caller checked that one is free.
     pub(super) fn board(&mut self, flight: Flight) -> Option<u64> {
         let index = self.free.pop()?;
         let slot = &mut self.slots[index];
         slot.generation = slot.generation.wrapping_add(1) & (u32::MAX >> 1);
-        slot.flight = Some(flight);
+        slot.flight = Some(Flight {
+            slot: index,
+            ..flight
+        });
         Some(u64::from(slot.generation) << 32 | crate::base::units::to_u64(index))
     }
 
@@ -92,6 +97,7 @@ mod tests {
 
     fn flight(task: usize) -> Flight {
         Flight {
+            slot: 0,
             task,
             operation: Operation {
                 file_offset: 0,
@@ -109,6 +115,7 @@ mod tests {
             done_bytes: 0,
             reached_before: None,
             retries_count: 0,
+            started: Instant::now(),
             direct: false,
         }
     }
@@ -123,6 +130,6 @@ mod tests {
         let second = flights.board(flight(2)).unwrap();
         assert!(flights.land(first).is_none());
         assert_eq!(flights.land(second).unwrap().task, 2);
-        assert!(flights.is_empty());
+        assert!(!flights.is_full());
     }
 }

@@ -40,12 +40,14 @@ pub(super) struct Task {
     pub(super) length: Length,
     group: u64,
     pub(super) phase: Phase,
+    /// When a metadata thread was last asked for the file.
+    pub(super) resolved_at: u64,
     /// Key of the file, once admitted.
     pub(super) file: usize,
     /// Earlier tasks on the file that must end first.
     pub(super) blockers: usize,
-    /// From the first to the last byte, rounded out to blocks.
-    blocks: Range<u64>,
+    /// What the task reads or changes of the file.
+    extent: Range<u64>,
     /// From the first to the last byte.
     pub(super) bytes: Range<u64>,
     /// The largest end in the list; an empty tensor has one too.
@@ -78,9 +80,10 @@ impl Task {
             length: file_part.length,
             group: file_part.group,
             phase: Phase::Resolving,
+            resolved_at: 0,
             file: usize::MAX,
             blockers: 0,
-            blocks: 0..0,
+            extent: 0..0,
             bytes: hull(segments),
             list_end: segments.iter().map(Segment::file_end).max().unwrap_or(0),
             cursor: Cursor::default(),
@@ -100,14 +103,19 @@ impl Task {
         }
     }
 
-    /// Takes the blocks of the file's alignment as the unit of order.
-    pub(super) fn round_to(&mut self, alignment: Alignment) {
+    /// Fixes what the task concerns of a file that will be `len_bytes` long when its turn comes:
+    /// blocks of the file's alignment, and what a write beyond the end adds in between.
+    pub(super) fn concern(&mut self, alignment: Alignment, len_bytes: u64) {
         let align = alignment.offset_bytes;
-        self.blocks = if self.bytes.is_empty() {
-            self.bytes.clone()
+        self.extent = if self.bytes.is_empty() {
+            self.list_end..self.list_end
         } else {
             round_down(self.bytes.start, align)..round_up(self.bytes.end, align)
         };
+        if self.direction == Direction::Out && self.list_end > len_bytes {
+            self.extent.start = self.extent.start.min(len_bytes);
+            self.extent.end = self.extent.end.max(self.list_end);
+        }
     }
 
     /// Whether this task, submitted later, must wait for `earlier` on the same file.
@@ -123,7 +131,7 @@ impl Task {
         if !same_group && (self.sets_length() || earlier.sets_length()) {
             return true;
         }
-        self.blocks.start < earlier.blocks.end && earlier.blocks.start < self.blocks.end
+        self.extent.start < earlier.extent.end && earlier.extent.start < self.extent.end
     }
 
     fn sets_length(&self) -> bool {
