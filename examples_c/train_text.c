@@ -191,12 +191,12 @@ static void storage_initialize(struct storage *storage, struct model *model)
     free(zeros);
 }
 
-/* Brings the first records in while the model computes its gradients. Direct requests know nothing
- * of what the swapper has staged but not written, hence the flush; it waits for what is left of the
- * last update's writes, and reports those that failed. */
+/* Brings the first records in while the model computes its gradients. The last update's writes may
+ * still be on their way: a read takes effect after the writes submitted before it, so it is enough
+ * that all of them are submitted. One that failed is reported by every read of its path. */
 static void storage_begin_step(struct storage *storage)
 {
-    check(tsw_swapper_flush(storage->swapper, TSW_WAIT_FOREVER), "flush");
+    check(tsw_swapper_submit(storage->swapper), "submit");
     for (size_t i = 0; i < SLOTS; i++)
         record_prefetch(storage, i);
 }

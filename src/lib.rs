@@ -11,6 +11,7 @@
 #![cfg_attr(test, allow(clippy::cast_possible_truncation, clippy::cast_sign_loss))]
 
 pub mod base;
+pub mod capi;
 pub mod io;
 pub mod memory;
 pub mod swapper;

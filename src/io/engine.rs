@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::backend::fault::FaultPlan;
 use super::counters::{Counters, DirectionCounters};
-use super::driver::{BackendFacts, Driver};
+use super::driver::{self, BackendFacts, Driver};
 use super::request::{Direction, Request, Sink};
 use super::start;
 use super::tensor::Tensor;
@@ -187,6 +187,21 @@ impl Engine {
             return Ok(());
         }
         Err(Error::TimedOut("requests are still under way".to_owned()))
+    }
+
+    /// Waits until the driver has done all it was told before this call: what buffers that are
+    /// gone had registered is then unregistered, and their release hooks have run.
+    pub fn fence(&self) {
+        if self.check_waiting().is_ok() {
+            self.core.driver.fence();
+        }
+    }
+
+    /// Whether this is a driver's own thread, on which release hooks may run, and where waiting
+    /// for the driver would never end.
+    #[must_use]
+    pub fn is_driver_thread() -> bool {
+        driver::is_driver_thread()
     }
 
     /// Allocates a pinned buffer: zeroed, aligned, locked and registered as far as the options

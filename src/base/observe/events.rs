@@ -89,6 +89,11 @@ pub fn trace_incomplete(dropped_count: u64) {
     tracing::warn!(name: "trace_incomplete", target: IO, dropped_count, "the trace lacks spans");
 }
 
+/// A panic inside the library, stopped at the C border or at the end of one of its threads.
+pub fn panicked(message: &str) {
+    tracing::error!(name: "panicked", target: ROOT, defect = message, "a defect was met");
+}
+
 /// A path as a field; bytes that are not UTF-8 are replaced.
 fn text_of(path: &[u8]) -> Cow<'_, str> {
     String::from_utf8_lossy(path)

@@ -17,6 +17,7 @@ mod scheduler;
 mod task;
 mod transfers;
 
+use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -68,6 +69,8 @@ enum Command {
         reply: Sender<Result<(), Errno>>,
     },
     Reclaim(Reclaimed),
+    /// Answers when everything before it is done.
+    Fence(Sender<()>),
     Stop,
 }
 
@@ -155,6 +158,15 @@ impl Reclaim for Mailbox {
     }
 }
 
+thread_local! {
+    static IS_DRIVER: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this is a driver's own thread.
+pub(crate) fn is_driver_thread() -> bool {
+    IS_DRIVER.try_with(Cell::get).unwrap_or(false)
+}
+
 /// What the driver thread told about its backend.
 #[derive(Debug, Clone)]
 pub(crate) struct BackendFacts {
@@ -221,6 +233,7 @@ impl Driver {
             std::thread::Builder::new()
                 .name("tsw-driver".to_owned())
                 .spawn(move || {
+                    IS_DRIVER.set(true);
                     match make_backend() {
                         Ok((backend, facts)) => {
                             // Ignored only if `start` itself is gone; then Stop follows.
@@ -313,6 +326,15 @@ impl Driver {
         answer.recv().unwrap_or(Err(libc::ESHUTDOWN))
     }
 
+    /// Waits until the driver has done all it was told before.
+    pub(crate) fn fence(&self) {
+        let (reply, answer) = channel();
+        if self.mailbox.send(Command::Fence(reply)).is_ok() {
+            // An error says that the driver has ended, and with it all it was told.
+            let _ended = answer.recv();
+        }
+    }
+
     /// Whether the driver met a defect.
     pub(crate) fn is_poisoned(&self) -> bool {
         // ORDERING: acquire pairs with the release in `run_guarded`: who sees the flag sees that
@@ -398,7 +420,8 @@ fn run_guarded(mut scheduler: Scheduler, backend: Box<dyn Backend>, mailbox: &Ma
                     let _heard = reply.send(Err(libc::ESHUTDOWN));
                 }
                 Command::Reclaim(parts) => drop(parts),
-                Command::Stop => {}
+                // Dropping the reply ends the wait.
+                Command::Fence(_) | Command::Stop => {}
             }
         }
     }
@@ -425,6 +448,9 @@ fn run(
                     let _heard = reply.send(scheduler.register(&buffer, backend));
                 }
                 Command::Reclaim(parts) => scheduler.reclaim(parts, backend),
+                Command::Fence(reply) => {
+                    let _heard = reply.send(());
+                }
                 Command::Stop => stopping = true,
             }
         }
