@@ -27,7 +27,8 @@ pub use file::{
 };
 pub use mapping::{Advice, Mapping};
 pub use process::{
-    file_limit, fork_generation, forked_since, kernel_release, memlock_limit_bytes, page_size_bytes,
+    block_signals, file_limit, fork_generation, forked_since, kernel_release, memlock_limit_bytes,
+    page_size_bytes,
 };
 
 /// The number by which the kernel names a failure.

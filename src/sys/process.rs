@@ -63,6 +63,35 @@ pub fn kernel_release() -> String {
     release.to_string_lossy().into_owned()
 }
 
+/// Signals that a thread of the library still takes: those that its own instructions raise, and
+/// that of profilers.
+const SIGNALS_KEPT: [libc::c_int; 8] = [
+    libc::SIGSEGV,
+    libc::SIGBUS,
+    libc::SIGFPE,
+    libc::SIGILL,
+    libc::SIGTRAP,
+    libc::SIGABRT,
+    libc::SIGSYS,
+    libc::SIGPROF,
+];
+
+/// Blocks signals on the calling thread, which is the library's: handlers of the host never run
+/// on it, and a file that reaches `RLIMIT_FSIZE` is an error, not a `SIGXFSZ` that ends the
+/// process.
+pub fn block_signals() {
+    let mut signals = MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: `signals` has room for one set, which the first call initializes; the numbers are
+    // signals; the old mask is not asked for. None of the calls can fail with these arguments.
+    unsafe {
+        libc::sigfillset(signals.as_mut_ptr());
+        for signal in SIGNALS_KEPT {
+            libc::sigdelset(signals.as_mut_ptr(), signal);
+        }
+        libc::pthread_sigmask(libc::SIG_SETMASK, signals.as_ptr(), std::ptr::null_mut());
+    }
+}
+
 /// How many forks lie between the process that loaded the library and this one.
 static FORKS: AtomicU32 = AtomicU32::new(0);
 static WATCH_FORKS: Once = Once::new();

@@ -135,6 +135,7 @@ impl Drop for ThreadBackend {
 
 /// What each worker does until the queue is closed and empty.
 fn work(shared: &Shared) {
+    sys::block_signals();
     let mut queue = lock(&shared.queue);
     loop {
         if let Some((key, transfer)) = queue.waiting.pop_front() {

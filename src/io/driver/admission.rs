@@ -208,19 +208,24 @@ impl Scheduler {
             self.writer_admitted_at = self.files.tick();
         }
         let entry = &mut self.files.files[file];
-        let fresh = entry.written_at <= self.tasks[task].resolved_at;
+        let fresh = entry.believed_from <= self.tasks[task].resolved_at;
         if fresh && entry.queue.is_empty() && !entry.is_settling() {
             // Nobody of ours has changed the file since: storage knows best.
             entry.len_bytes = len_bytes;
             entry.disk_len_bytes = len_bytes;
         }
         self.tasks[task].file = file;
-        if entry.queue.is_empty() {
+        // Only a write that sets the length can shorten the file, and all later ones wait for it.
+        if !entry
+            .queue
+            .iter()
+            .any(|earlier| self.tasks[*earlier].sets_length())
+        {
             entry.planned_len_bytes = entry.len_bytes;
         }
         let admitted = &mut self.tasks[task];
         admitted.concern(entry.alignment, entry.planned_len_bytes);
-        if admitted.direction == Direction::Out {
+        if admitted.sets_length() {
             entry.planned_len_bytes = admitted.final_len(entry.planned_len_bytes);
         }
         let blockers = entry

@@ -30,7 +30,7 @@ pub(super) struct File {
     pub(super) alignment: Alignment,
     /// Length as the finished requests left it.
     pub(super) len_bytes: u64,
-    /// Length once every admitted task has ended well.
+    /// Length at least, once every admitted task that sets it has ended well.
     pub(super) planned_len_bytes: u64,
     /// Length on storage: longer while padded tails wait to be cut.
     pub(super) disk_len_bytes: u64,
@@ -50,8 +50,10 @@ pub(super) struct File {
     pub(super) group: (u64, u64),
     /// The file system reserves space when asked.
     pub(super) reserves: bool,
-    /// When a write of ours last ended: lengths looked up before are stale.
+    /// When a write of ours last ended; 0 if none has since it was opened.
     pub(super) written_at: u64,
+    /// Lengths looked up before this moment are stale.
+    pub(super) believed_from: u64,
     /// When the file last became idle; tells stale entries of the idle queue.
     idle_since: u64,
 }
@@ -130,6 +132,7 @@ impl FileTable {
             }
             return key;
         }
+        let believed_from = self.tick();
         let key = self.files.insert(File {
             handle: opened.handle,
             identity: opened.identity,
@@ -148,6 +151,7 @@ impl FileTable {
             group: (u64::MAX, 0),
             reserves: true,
             written_at: 0,
+            believed_from,
             idle_since: 0,
         });
         self.by_identity.insert(opened.identity, key);

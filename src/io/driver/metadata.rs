@@ -162,6 +162,7 @@ impl Drop for Metadata {
 
 impl Shared {
     fn run(&self) {
+        crate::sys::block_signals();
         let mut jobs = Vec::with_capacity(BATCH);
         let mut reports = Vec::with_capacity(BATCH);
         while self.take(&mut jobs) {

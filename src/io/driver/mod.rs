@@ -235,6 +235,7 @@ impl Driver {
             std::thread::Builder::new()
                 .name("tsw-driver".to_owned())
                 .spawn(move || {
+                    crate::sys::block_signals();
                     IS_DRIVER.set(true);
                     match make_backend() {
                         Ok((backend, facts)) => {

@@ -228,7 +228,8 @@ impl Scheduler {
             memory_align_bytes: file.alignment.memory_bytes,
             block_bytes: whole_blocks(self.limits.block_bytes),
             bounce_bytes: whole_blocks(self.limits.block_bytes.min(self.bounce.block_bytes())),
-            file_len_bytes: task.surviving_len(file.len_bytes),
+            // A file whose new length is not yet set is shorter on storage.
+            file_len_bytes: task.surviving_len(file.len_bytes.min(file.disk_len_bytes)),
         };
         match task.direction {
             Direction::In => self.readers.push_back(key),
@@ -251,7 +252,9 @@ impl Scheduler {
         if self.files.files.contains(task.file) {
             let request = &self.requests[task.request].request;
             if task.direction == Direction::Out {
-                self.files.files[task.file].written_at = self.files.tick();
+                let now = self.files.tick();
+                self.files.files[task.file].written_at = now;
+                self.files.files[task.file].believed_from = now;
             }
             let file = &mut self.files.files[task.file];
             if task.direction == Direction::Out && !task.failed && !file.failed.is_empty() {

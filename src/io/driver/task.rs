@@ -46,8 +46,10 @@ pub(super) struct Task {
     pub(super) file: usize,
     /// Earlier tasks on the file that must end first.
     pub(super) blockers: usize,
-    /// What the task reads or changes of the file.
-    extent: Range<u64>,
+    /// From the first to the last byte, rounded out to blocks.
+    blocks: Range<u64>,
+    /// Bytes that may come into being with this task, written by it or not.
+    growth: Range<u64>,
     /// From the first to the last byte.
     pub(super) bytes: Range<u64>,
     /// The largest end in the list; an empty tensor has one too.
@@ -85,7 +87,8 @@ impl Task {
             resolved_at: 0,
             file: usize::MAX,
             blockers: 0,
-            extent: 0..0,
+            blocks: 0..0,
+            growth: 0..0,
             bytes: hull(segments),
             list_end: segments.iter().map(Segment::file_end).max().unwrap_or(0),
             cursor: Cursor::default(),
@@ -106,25 +109,26 @@ impl Task {
         }
     }
 
-    /// Fixes what the task concerns of a file that will be `len_bytes` long when its turn comes:
-    /// blocks of the file's alignment, and what a write beyond the end adds in between.
+    /// Fixes what the task concerns of a file that is at least `len_bytes` long when its turn
+    /// comes: blocks of the file's alignment, and what a write beyond the end adds in between.
     pub(super) fn concern(&mut self, alignment: Alignment, len_bytes: u64) {
         let align = alignment.offset_bytes;
-        self.extent = if self.bytes.is_empty() {
-            self.list_end..self.list_end
+        self.blocks = if self.bytes.is_empty() {
+            0..0
         } else {
             round_down(self.bytes.start, align)..round_up(self.bytes.end, align)
         };
-        if self.direction == Direction::Out && self.list_end > len_bytes {
-            self.extent.start = self.extent.start.min(len_bytes);
-            self.extent.end = self.extent.end.max(self.list_end);
-        }
+        self.growth = match self.direction {
+            Direction::Out => len_bytes.min(self.list_end)..self.list_end,
+            Direction::In => 0..0,
+        };
     }
 
     /// Whether this task, submitted later, must wait for `earlier` on the same file.
     ///
     /// A write that sets the length conflicts with everything, except with pieces of the same
-    /// swap-out, which agree on the length.
+    /// swap-out, which agree on the length. A write beyond the end conflicts with reads beyond
+    /// it: before, those bytes do not exist.
     pub(super) fn must_wait_for(&self, earlier: &Task) -> bool {
         let both_read = self.direction == Direction::In && earlier.direction == Direction::In;
         if both_read {
@@ -134,10 +138,12 @@ impl Task {
         if !same_group && (self.sets_length() || earlier.sets_length()) {
             return true;
         }
-        self.extent.start < earlier.extent.end && earlier.extent.start < self.extent.end
+        overlap(&self.blocks, &earlier.blocks)
+            || overlap(&self.blocks, &earlier.growth) && self.direction == Direction::In
+            || overlap(&self.growth, &earlier.blocks) && earlier.direction == Direction::In
     }
 
-    fn sets_length(&self) -> bool {
+    pub(super) fn sets_length(&self) -> bool {
         self.direction == Direction::Out && matches!(self.length, Length::Exact { .. })
     }
 
@@ -181,6 +187,10 @@ impl Task {
 
 /// Gaps from this on are left as holes.
 const HOLE_BYTES: u64 = MIB;
+
+fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
+    a.start.max(b.start) < a.end.min(b.end)
+}
 
 /// From the first to the last byte of segments sorted by offset; empty ones do not count.
 fn hull(segments: &[Segment]) -> Range<u64> {
