@@ -8,6 +8,7 @@
 //! * [`io`]: the engine: requests and tickets, planner, driver, backends.
 //! * [`swapper`]: the `AsyncTensorSwapper`: staging buffers over the engine.
 //! * [`capi`]: the C border, the only place that knows C.
+#![cfg_attr(test, allow(clippy::cast_possible_truncation, clippy::cast_sign_loss))]
 
 pub mod base;
 pub mod capi;

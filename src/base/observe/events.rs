@@ -79,6 +79,16 @@ pub fn write_error_unseen(error: &str) {
         "a write failed and was not flushed for before the swapper was freed");
 }
 
+/// The timeline could not be written.
+pub fn trace_failed(error: &str) {
+    tracing::error!(name: "trace_failed", target: IO, error, "the trace could not be written");
+}
+
+/// The timeline lacks spans: they came faster than they could be written.
+pub fn trace_incomplete(dropped_count: u64) {
+    tracing::warn!(name: "trace_incomplete", target: IO, dropped_count, "the trace lacks spans");
+}
+
 /// A panic inside the library, stopped at the C border or at the end of one of its threads.
 pub fn panicked(message: &str) {
     tracing::error!(name: "panicked", target: ROOT, defect = message, "a defect was met");

@@ -10,6 +10,7 @@ pub mod events;
 pub mod log;
 pub mod prometheus;
 mod timer;
+pub(crate) mod trace;
 
 pub use counter::{Counter, Gauge};
 pub use timer::{Timer, TimerSnapshot};

@@ -22,6 +22,9 @@ pub(crate) const RING_SLOTS: u16 = 1024;
 /// Milliseconds that an idle SQPOLL thread spins.
 const SQPOLL_IDLE_MS: u32 = 50;
 
+/// How often entering a broken ring is tried, 10 ms apart, before it is given up.
+const ENTER_FAILURES_MAX: u32 = 100;
+
 #[derive(Debug)]
 struct EventDescriptor(OwnedFd);
 
@@ -259,10 +262,14 @@ impl Drop for UringBackend {
     fn drop(&mut self) {
         // Closing the ring does not stop disk I/O, and the memory is released after this: wait.
         let mut reaped = Vec::new();
-        while self.in_flight > 0 {
+        let mut failures_count = 0;
+        // BOUND: a ring that cannot be entered any more (somebody closed its descriptor) never
+        // tells; the kernel ends what is in flight by itself, for which a second is plenty.
+        while self.in_flight > 0 && failures_count < ENTER_FAILURES_MAX {
             reaped.clear();
             if self.drive(true, &mut reaped).is_err() {
-                std::thread::yield_now();
+                failures_count += 1;
+                std::thread::sleep(std::time::Duration::from_millis(10));
             }
         }
     }

@@ -104,6 +104,8 @@ pub(super) struct FileTable {
     clock: u64,
     /// The latest `written_at` of a file that was closed.
     forgotten_at: u64,
+    /// Failed writes of files that were closed.
+    failed: HashMap<FileIdentity, Sticky>,
     files_max: usize,
     counters: Arc<Counters>,
 }
@@ -121,6 +123,7 @@ impl FileTable {
             idle: VecDeque::new(),
             clock: 0,
             forgotten_at: 0,
+            failed: HashMap::new(),
             files_max: files_max.max(1),
             counters,
         }
@@ -169,7 +172,7 @@ impl FileTable {
             settling: Vec::new(),
             length_job: false,
             held: Vec::new(),
-            sticky: None,
+            sticky: self.failed.remove(&opened.identity),
             written_at: 0,
             idle_since: 0,
         });
@@ -218,6 +221,11 @@ impl FileTable {
         self.by_identity.remove(&file.identity);
         lock(&self.known).remove(&file.identity);
         self.counters.open_files.sub(1);
+        if let Some(sticky) = file.sticky {
+            // The inode may be another file's when it is opened again; its reads then fail until
+            // it is written, which is the safe side.
+            self.failed.insert(file.identity, sticky);
+        }
         close(file.handle);
         true
     }

@@ -3,12 +3,16 @@
 //! The key of a transfer is slot and generation, so a completion can only ever be credited to the
 //! operation that was submitted under it. Pure.
 
+use std::time::Instant;
+
 use crate::io::planner::Operation;
 use crate::memory::MemoryRange;
 
 /// One operation on its way.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Flight {
+    /// Which slot it is in.
+    pub(super) slot: usize,
     pub(super) task: usize,
     pub(super) operation: Operation,
     /// The block is being read before it is changed.
@@ -22,6 +26,8 @@ pub(super) struct Flight {
     /// Where the last short transfer ended; a second one that ends there makes no progress.
     pub(super) reached_before: Option<u64>,
     pub(super) retries_count: u32,
+    /// When the operation was started.
+    pub(super) started: Instant,
     /// Submitted while the file was open for direct I/O.
     pub(super) direct: bool,
 }
@@ -56,7 +62,10 @@ impl Flights {
         let index = self.free.pop()?;
         let slot = &mut self.slots[index];
         slot.generation = slot.generation.wrapping_add(1) & (u32::MAX >> 1);
-        slot.flight = Some(flight);
+        slot.flight = Some(Flight {
+            slot: index,
+            ..flight
+        });
         Some(u64::from(slot.generation) << 32 | crate::base::units::to_u64(index))
     }
 
@@ -88,6 +97,7 @@ mod tests {
 
     fn flight(task: usize) -> Flight {
         Flight {
+            slot: 0,
             task,
             operation: Operation {
                 file_offset: 0,
@@ -105,6 +115,7 @@ mod tests {
             done_bytes: 0,
             reached_before: None,
             retries_count: 0,
+            started: Instant::now(),
             direct: false,
         }
     }

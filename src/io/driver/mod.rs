@@ -7,8 +7,10 @@
 //! INVARIANT: when the thread ends, nothing is in flight, and every request's sink was told.
 
 mod bounce;
+mod failures;
 mod files;
 mod flight;
+mod lengths;
 mod metadata;
 mod registration;
 mod scheduler;
@@ -31,13 +33,14 @@ use super::storage::{Errno, Storage};
 use crate::base::config::{DirectIo, EngineOptions};
 use crate::base::error::{Error, Result};
 use crate::base::observe::events;
+use crate::base::observe::trace::Trace;
 use crate::base::sync::{Condvar, Mutex, lock};
 use crate::base::units::{KIB, MIB};
 use crate::memory::{Buffer, Reclaim, Reclaimed};
 use bounce::BouncePool;
 use files::FileTable;
 use metadata::{Metadata, Report};
-use scheduler::Scheduler;
+use scheduler::{Scheduler, Services};
 
 /// Threads for system calls on files that can block.
 const METADATA_THREADS: usize = 2;
@@ -202,6 +205,7 @@ impl Driver {
             Arc::clone(&known),
             Arc::clone(&mailbox),
         )?;
+        let trace = options.trace.as_deref().map(Trace::create).transpose()?;
         let limits = Limits {
             depth: options.queue_depth as usize,
             block_bytes: options.block_bytes,
@@ -215,15 +219,14 @@ impl Driver {
             options.huge_pages,
         );
         let files = FileTable::new(files_max, known, Arc::clone(&counters));
-        let scheduler = Scheduler::new(
-            limits,
-            files,
-            bounce,
+        let services = Services {
             metadata,
             storage,
-            Arc::clone(&mailbox),
+            mailbox: Arc::clone(&mailbox),
             counters,
-        );
+            trace,
+        };
+        let scheduler = Scheduler::new(limits, files, bounce, services);
         let (tell, told) = channel();
         let thread = {
             let mailbox = Arc::clone(&mailbox);

@@ -20,16 +20,13 @@ use super::metadata::{Found, Job, Metadata, Report};
 use super::registration::RingSlots;
 use super::task::{Phase, Task, is_contiguous};
 use super::{Limits, Mailbox};
-use crate::base::error::{Error, IoFailure};
+use crate::base::error::Error;
 use crate::base::observe::events;
+use crate::base::observe::trace::Trace;
 use crate::io::counters::Counters;
 use crate::io::planner::{Cursor, Geometry};
 use crate::io::request::{Direction, Failure, Outcome, Request};
-use crate::io::storage::{Errno, Storage};
-
-/// Paths that are remembered because they could not be opened for writing; further ones are only
-/// reported by their tickets.
-const STUCK_PATHS_MAX: usize = 4096;
+use crate::io::storage::Storage;
 
 /// A request under way.
 #[derive(Debug)]
@@ -39,7 +36,7 @@ pub(super) struct Live {
     next_part: usize,
     parts_left: usize,
     pub(super) bytes_done: u64,
-    failure: Option<Failure>,
+    pub(super) failure: Option<Failure>,
 }
 
 /// Everything under way in one engine.
@@ -52,23 +49,38 @@ pub(super) struct Scheduler {
     backlog: VecDeque<usize>,
     /// Tasks whose files are being resolved, in the order of submission.
     window: VecDeque<usize>,
+    /// A task ended since the last decision.
+    task_ended: bool,
     /// Tasks whose last blocker ended.
-    startable: VecDeque<usize>,
+    pub(super) startable: VecDeque<usize>,
     pub(super) files: FileTable,
     /// Running tasks with operations still to plan: readers, writers.
     pub(super) readers: VecDeque<usize>,
     pub(super) writers: VecDeque<usize>,
     pub(super) flights: Flights,
     pub(super) bounce: BouncePool,
+    /// When a writer was last admitted: files that were missing before may exist now.
+    writer_admitted_at: u64,
     /// Operations started since a writer last had its turn before readers.
     pub(super) reads_in_a_row: u32,
     /// Paths that could not even be opened for writing.
-    stuck_paths: HashMap<Box<[u8]>, Error>,
-    metadata: Metadata,
+    pub(super) stuck_paths: HashMap<Box<[u8]>, Error>,
+    pub(super) metadata: Metadata,
     pub(super) storage: Arc<dyn Storage>,
     mailbox: Arc<Mailbox>,
     pub(super) counters: Arc<Counters>,
     pub(super) ring_slots: RingSlots,
+    pub(super) trace: Option<Trace>,
+}
+
+/// What the scheduler works with and others see too.
+#[derive(Debug)]
+pub(super) struct Services {
+    pub(super) metadata: Metadata,
+    pub(super) storage: Arc<dyn Storage>,
+    pub(super) mailbox: Arc<Mailbox>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) trace: Option<Trace>,
 }
 
 impl Scheduler {
@@ -76,11 +88,15 @@ impl Scheduler {
         limits: Limits,
         files: FileTable,
         bounce: BouncePool,
-        metadata: Metadata,
-        storage: Arc<dyn Storage>,
-        mailbox: Arc<Mailbox>,
-        counters: Arc<Counters>,
+        services: Services,
     ) -> Scheduler {
+        let Services {
+            metadata,
+            storage,
+            mailbox,
+            counters,
+            trace,
+        } = services;
         Scheduler {
             flights: Flights::new(limits.depth),
             limits,
@@ -88,11 +104,13 @@ impl Scheduler {
             tasks: Slab::new(),
             backlog: VecDeque::new(),
             window: VecDeque::new(),
+            task_ended: false,
             startable: VecDeque::new(),
             files,
             readers: VecDeque::new(),
             writers: VecDeque::new(),
             bounce,
+            writer_admitted_at: 0,
             reads_in_a_row: 0,
             stuck_paths: HashMap::new(),
             metadata,
@@ -100,6 +118,7 @@ impl Scheduler {
             mailbox,
             counters,
             ring_slots: RingSlots::new(),
+            trace,
         }
     }
 
@@ -107,9 +126,10 @@ impl Scheduler {
         self.requests.is_empty()
     }
 
-    /// Whether a decision waits that needs no news from outside.
+    /// Whether a decision waits that needs no news from outside. A task that ends makes room for
+    /// another file, or closes one.
     pub(super) fn can_decide(&self) -> bool {
-        !self.startable.is_empty()
+        !self.startable.is_empty() || (self.task_ended && !self.window.is_empty())
     }
 
     /// Takes a request in.
@@ -142,6 +162,7 @@ impl Scheduler {
 
     /// Makes every decision that can be made now.
     pub(super) fn decide(&mut self) {
+        self.task_ended = false;
         loop {
             self.extend_window();
             let admitted = self.admit_front();
@@ -209,10 +230,7 @@ impl Scheduler {
         if !matches!(self.tasks[task].phase, Phase::Resolved(_)) {
             return false;
         }
-        if !self
-            .files
-            .make_room(&mut |handle| self.metadata.post(Job::Close { handle }))
-        {
+        if !self.has_room_for(task) {
             return false;
         }
         let phase = std::mem::replace(&mut self.tasks[task].phase, Phase::Queued);
@@ -225,6 +243,10 @@ impl Scheduler {
                 self.tasks[task].phase = Phase::Starved;
                 self.feed_starved();
                 return false;
+            }
+            // An earlier write may have made the file since a metadata thread looked.
+            Err(libc::ENOENT) if self.writer_admitted_at > self.tasks[task].resolved_at => {
+                self.resolve_again(task, true);
             }
             Err(errno) => {
                 self.window.pop_front();
@@ -266,6 +288,17 @@ impl Scheduler {
         true
     }
 
+    /// Whether the task's file is in the table, or room for it could be made.
+    fn has_room_for(&mut self, task: usize) -> bool {
+        let Phase::Resolved(Ok(Found::Opened(opened))) = &self.tasks[task].phase else {
+            return true;
+        };
+        self.files.find(opened.identity).is_some()
+            || self
+                .files
+                .make_room(&mut |handle| self.metadata.post(Job::Close { handle }))
+    }
+
     /// Whether descriptors of ours are open that could be closed, now or later.
     fn can_free_descriptors(&self) -> bool {
         !self.files.files.is_empty()
@@ -299,6 +332,9 @@ impl Scheduler {
     /// Puts the oldest task of the window into the order of its file.
     fn admit(&mut self, task: usize, file: usize, len_bytes: u64) {
         self.window.pop_front();
+        if self.tasks[task].direction == Direction::Out {
+            self.writer_admitted_at = self.files.tick();
+        }
         let entry = &mut self.files.files[file];
         let fresh = entry.written_at <= self.tasks[task].resolved_at;
         if fresh && entry.queue.is_empty() && !entry.is_settling() {
@@ -361,14 +397,7 @@ impl Scheduler {
                 file.writers += 1;
                 let (from, end) = (file.len_bytes, task.target_len());
                 if end > from {
-                    let handle = Arc::clone(&file.handle);
-                    self.tasks[key].phase = Phase::Reserving;
-                    self.metadata.post(Job::Reserve {
-                        task: key,
-                        handle,
-                        from,
-                        end,
-                    });
+                    self.reserve(key, from, end, Vec::new());
                 } else {
                     self.run(key);
                 }
@@ -376,28 +405,8 @@ impl Scheduler {
         }
     }
 
-    fn reserved(&mut self, key: usize, result: Result<(), Errno>) {
-        let task = &mut self.tasks[key];
-        let file = &mut self.files.files[task.file];
-        match result {
-            Ok(()) => {
-                file.len_bytes = file.len_bytes.max(task.target_len());
-                file.disk_len_bytes = file.disk_len_bytes.max(file.len_bytes);
-                self.run(key);
-            }
-            Err(errno) => {
-                // A part may have been reserved: the file gets its old length back.
-                file.disk_len_bytes = u64::MAX;
-                let detail = format!("reserving {} bytes", task.target_len());
-                let at = Some(task.bytes.start);
-                self.fail_errno(key, at, errno, &detail);
-                self.settle(key);
-            }
-        }
-    }
-
     /// Lets a task's operations be planned.
-    fn run(&mut self, key: usize) {
+    pub(super) fn run(&mut self, key: usize) {
         let task = &mut self.tasks[key];
         let file = &self.files.files[task.file];
         let align = file.alignment.offset_bytes;
@@ -424,68 +433,9 @@ impl Scheduler {
         }
     }
 
-    /// Brings the file's length to what a finished writer demands, then ends the task.
-    fn settle(&mut self, key: usize) {
-        let task = &mut self.tasks[key];
-        let file = &mut self.files.files[task.file];
-        file.writers -= 1;
-        file.disk_len_bytes = file.disk_len_bytes.max(task.written_end);
-        if !task.failed {
-            file.len_bytes = task.final_len(file.len_bytes);
-        }
-        let unsure = task.failed && task.touched;
-        if unsure || file.disk_len_bytes != file.len_bytes || file.is_settling() {
-            task.phase = Phase::Settling;
-            file.settling.push(key);
-            self.set_length(key);
-        } else {
-            self.end_task(key);
-        }
-    }
-
-    /// Has the length set once no writer runs that a cut could hurt.
-    fn set_length(&mut self, key: usize) {
-        let file_key = self.tasks[key].file;
-        let file = &mut self.files.files[file_key];
-        if file.writers > 0 || file.length_job {
-            return;
-        }
-        file.length_job = true;
-        let len_bytes = (file.disk_len_bytes != file.len_bytes).then_some(file.len_bytes);
-        let handle = Arc::clone(&file.handle);
-        self.metadata.post(Job::Length {
-            file: file_key,
-            handle,
-            len_bytes,
-        });
-    }
-
-    fn settled(&mut self, file_key: usize, result: Result<u64, Errno>) {
-        let file = &mut self.files.files[file_key];
-        file.length_job = false;
-        let settling = std::mem::take(&mut file.settling);
-        let held = std::mem::take(&mut file.held);
-        match result {
-            Ok(len_bytes) => {
-                file.len_bytes = len_bytes;
-                file.disk_len_bytes = len_bytes;
-            }
-            Err(errno) => {
-                for &task in &settling {
-                    if !self.tasks[task].failed {
-                        self.fail_errno(task, None, errno, "setting the file's length");
-                    }
-                }
-            }
-        }
-        for task in settling {
-            self.end_task(task);
-        }
-        self.startable.extend(held);
-    }
-
     /// Takes a task out of its file's order and lets those go that waited for it.
-    fn end_task(&mut self, key: usize) {
+    pub(super) fn end_task(&mut self, key: usize) {
+        self.task_ended = true;
         let task = self.tasks.remove(key);
         if self.files.files.contains(task.file) {
             let request = &self.requests[task.request].request;
@@ -549,104 +499,6 @@ impl Scheduler {
             );
         }
         self.mailbox.recycle(request);
-    }
-
-    /// Notes a task's error; the first of a request is the request's.
-    pub(super) fn fail(&mut self, key: usize, offset: Option<u64>, error: Error) {
-        let task = &mut self.tasks[key];
-        if task.failed {
-            return;
-        }
-        task.failed = true;
-        self.counters.of(task.direction).errors.add(1);
-        if task.direction == Direction::Out {
-            self.stick(key, &error);
-        }
-        let task = &self.tasks[key];
-        let live = &mut self.requests[task.request];
-        let segments = live.request.segments(&live.request.files[task.part]);
-        let struck = offset
-            .and_then(|offset| segments.iter().find(|segment| segment.file_end() > offset))
-            .or(segments.first());
-        if live.failure.is_none() {
-            live.failure = Some(Failure {
-                error,
-                index: struck.map_or(0, |segment| u64::from(segment.index)),
-                user_tag: struck.map_or(0, |segment| segment.user_tag),
-            });
-        }
-    }
-
-    /// Makes later reads of what a failed write was to change fail as well: what is there is not
-    /// what the caller last wrote.
-    fn stick(&mut self, key: usize, error: &Error) {
-        let task = &self.tasks[key];
-        if matches!(error, Error::Cancelled(_)) && !task.touched {
-            return;
-        }
-        if let Some(file) = self.files.files.get_mut(task.file) {
-            file.stick(task.bytes.clone(), error);
-        } else if self.stuck_paths.len() < STUCK_PATHS_MAX {
-            let request = &self.requests[task.request].request;
-            let path = request.path(&request.files[task.part]);
-            self.stuck_paths.insert(path.into(), error.clone());
-        }
-    }
-
-    /// Notes that direct I/O was required and refused.
-    fn fail_direct(&mut self, key: usize, errno: Errno) {
-        let task = &self.tasks[key];
-        let request = &self.requests[task.request].request;
-        let path = String::from_utf8_lossy(request.path(&request.files[task.part])).into_owned();
-        let message = format!(
-            "{} {path}: {}: the file system refuses direct I/O (direct_io=require)",
-            task.direction.operation(),
-            crate::base::error::errno_name(errno),
-        );
-        self.fail(key, None, Error::Unsupported { message, errno });
-    }
-
-    /// Notes an errno as the task's error.
-    pub(super) fn fail_errno(
-        &mut self,
-        key: usize,
-        offset: Option<u64>,
-        errno: Errno,
-        detail: &str,
-    ) {
-        let task = &self.tasks[key];
-        let request = &self.requests[task.request].request;
-        let path = request.path(&request.files[task.part]);
-        let error = Error::io(task.direction.operation(), path, offset, errno, detail);
-        self.fail(key, offset, error);
-    }
-
-    /// Notes that a read met the end of the file.
-    pub(super) fn fail_short(&mut self, key: usize, offset: u64, end: u64) {
-        let task = &self.tasks[key];
-        let request = &self.requests[task.request].request;
-        let path = request.path(&request.files[task.part]);
-        let error = Error::SizeMismatch(Box::new(IoFailure {
-            operation: task.direction.operation(),
-            path: String::from_utf8_lossy(path).into_owned(),
-            offset_bytes: Some(offset),
-            errno: 0,
-            detail: format!("the file ends at {end}, {} wanted", task.bytes.end),
-        }));
-        self.fail(key, Some(offset), error);
-    }
-
-    pub(super) fn fail_cancelled(&mut self, key: usize) {
-        let task = &self.tasks[key];
-        let request = &self.requests[task.request].request;
-        let path = String::from_utf8_lossy(request.path(&request.files[task.part])).into_owned();
-        let error = Error::Cancelled(format!(
-            "{} {path}: cancelled ({} of {} bytes done)",
-            task.direction.operation(),
-            task.done_bytes,
-            task.bytes.end - task.bytes.start,
-        ));
-        self.fail(key, None, error);
     }
 
     /// Ends a request that was never taken in.

@@ -5,10 +5,12 @@
 //! write-backs, but one operation in four is left to writes so that neither starves.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::flight::Flight;
 use super::scheduler::Scheduler;
 use crate::base::observe::events;
+use crate::base::observe::trace::Span;
 use crate::base::units::{round_down, to_usize};
 use crate::io::backend::{Backend, Reaped, Transfer};
 use crate::io::planner::{self, Operation, Place};
@@ -90,22 +92,20 @@ impl Scheduler {
             return Started::Exhausted;
         }
         let request = Arc::clone(&self.requests[task.request].request);
-        if request
-            .sink
-            .as_ref()
-            .is_some_and(|sink| sink.is_cancelled(request.token))
-        {
-            if task.done_bytes < task.bytes.end - task.bytes.start {
-                self.fail_cancelled(key);
-            }
-            return Started::Exhausted;
-        }
         let segments = request.segments(&request.files[task.part]);
         let mut cursor = task.cursor;
         let Some(operation) = planner::next(&mut cursor, task.direction, segments, &task.geometry)
         else {
             return Started::Exhausted;
         };
+        if request
+            .sink
+            .as_ref()
+            .is_some_and(|sink| sink.is_cancelled(request.token))
+        {
+            self.fail_cancelled(key);
+            return Started::Exhausted;
+        }
         let flight = match operation.place {
             Place::Direct { segment_offset } => {
                 let segment = &segments[operation.segment];
@@ -152,6 +152,7 @@ impl Scheduler {
         ring_slot: Option<u16>,
     ) -> Flight {
         Flight {
+            slot: 0,
             task,
             operation,
             reading_first: operation.read_first,
@@ -161,6 +162,7 @@ impl Scheduler {
             done_bytes: 0,
             reached_before: None,
             retries_count: 0,
+            started: Instant::now(),
             direct: self.files.files[self.tasks[task].file].direct,
         }
     }
@@ -350,6 +352,7 @@ impl Scheduler {
         if let Some(block) = flight.bounce {
             self.bounce.give_back(block);
         }
+        self.trace_operation(flight);
         let task = &mut self.tasks[flight.task];
         task.in_flight -= 1;
         self.counters.of(task.direction).in_flight.sub(1);
@@ -357,6 +360,25 @@ impl Scheduler {
         if task.in_flight == 0 && task.planned {
             self.operations_over(flight.task);
         }
+    }
+}
+
+impl Scheduler {
+    /// Adds an operation to the timeline, if there is one.
+    fn trace_operation(&self, flight: &Flight) {
+        let Some(trace) = &self.trace else { return };
+        let task = &self.tasks[flight.task];
+        let request = &self.requests[task.request].request;
+        let path = request.path(&request.files[task.part]);
+        trace.span(Span {
+            name: task.direction.operation(),
+            track: flight.slot,
+            started: flight.started,
+            elapsed: flight.started.elapsed(),
+            path: String::from_utf8_lossy(path).into_owned(),
+            bytes: flight.operation.payload_bytes,
+            failed: task.failed,
+        });
     }
 }
 

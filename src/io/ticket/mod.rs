@@ -10,11 +10,11 @@ mod table;
 mod tests;
 
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::base::error::{Error, Result};
-use crate::base::sync::{Condvar, Mutex, lock};
+use crate::base::sync::{AtomicBool, AtomicU64, Condvar, Mutex, lock};
 use crate::io::request::{Outcome, Sink};
 use signal::Signal;
 pub(crate) use table::Table;

@@ -4,15 +4,16 @@
 //! the system calls outside of the ticket table's lock.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::Ordering;
 
 use crate::base::error::{Error, Result};
+use crate::base::sync::{AtomicBool, Mutex, lock};
 use crate::sys;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 #[derive(Debug, Default)]
 pub(super) struct Signal {
     wanted: AtomicBool,
-    state: std::sync::Mutex<Option<State>>,
+    state: Mutex<Option<State>>,
 }
 
 #[derive(Debug)]
@@ -27,15 +28,12 @@ impl Signal {
     /// INVARIANT: every change of the table is followed by a call of this, and `deliverable` is
     /// asked under this lock, so the last call always sees the last change.
     pub(super) fn update(&self, deliverable: impl FnOnce() -> bool) {
-        // ORDERING: acquire pairs with the release in `descriptor`. A completion that misses the
-        // flag happened before `descriptor` looked at the table, which then counts it.
+        // ORDERING: a completion that misses the flag changed the table before `descriptor` looked
+        // at it, which then counts it: the table's lock orders the two.
         if !self.wanted.load(Ordering::SeqCst) {
             return;
         }
-        let mut state = self
-            .state
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut state = lock(&self.state);
         if let Some(state) = state.as_mut() {
             state.set(deliverable());
         }
@@ -43,10 +41,7 @@ impl Signal {
 
     /// The descriptor, made on the first call.
     pub(super) fn descriptor(&self, deliverable: impl FnOnce() -> bool) -> Result<RawFd> {
-        let mut state = self
-            .state
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut state = lock(&self.state);
         if state.is_none() {
             let descriptor = sys::event_new().map_err(|errno| Error::Unsupported {
                 message: "an event descriptor could not be made".to_owned(),

@@ -289,6 +289,11 @@ impl Table {
         }
     }
 
+    #[cfg(all(test, not(loom)))]
+    pub(super) fn is_anyone_waiting_for_all(&self) -> bool {
+        !self.audiences.is_empty()
+    }
+
     /// Unlinks a done slot and frees it.
     fn deliver(&mut self, index: u32) -> Completion {
         let ticket = self.ticket(index);
