@@ -82,6 +82,18 @@ static void tensors_given_wrongly(tsw_swapper *swapper, float *values)
     EXPECT_STATUS(tsw_swapper_swap_in(swapper, NULL, NULL, 0), TSW_OK);
 }
 
+/* The metrics of an engine are those of its swappers too, while they are there. */
+static void metrics(tsw_engine *engine)
+{
+    static const char line[] = "tensorswap_swapper_out_tensors_total{swapper=\"";
+    const size_t cap = tsw_engine_prometheus(engine, NULL, 0) + 1024;
+    char *text = check_memory(malloc(cap));
+
+    EXPECT(tsw_engine_prometheus(engine, text, cap) == strlen(text));
+    EXPECT(strstr(text, line) != NULL && strstr(text, "# TYPE tensorswap_bytes_total") != NULL);
+    free(text);
+}
+
 static void figures(tsw_swapper *swapper, float *values)
 {
     tsw_swapper_stats stats = {.struct_size = sizeof stats};
@@ -179,9 +191,15 @@ int main(void)
     check(tsw_swapper_add_buffers(swapper, buffers, 2, TSW_F32), "add");
     tensors_given_wrongly(swapper, values);
     figures(swapper, values);
+    metrics(engine);
     for (int i = 0; i < 2; i++)
         tsw_buffer_free(buffers[i]);
     tsw_swapper_free(swapper);
+    {
+        char text[65536];
+        EXPECT(tsw_engine_prometheus(engine, text, sizeof text) < sizeof text);
+        EXPECT(strstr(text, "tensorswap_swapper") == NULL);
+    }
     tsw_engine_free(engine);
     after_shutdown(values);
     free(values);
