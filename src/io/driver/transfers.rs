@@ -20,6 +20,9 @@ use crate::memory::MemoryRange;
 
 /// How often an operation is submitted again after `EINTR` or `EAGAIN`.
 const RETRIES_MAX: u32 = 256;
+/// Short transfers in a row that end at the same byte before that counts as the end of the file,
+/// or of the disk's ability to write.
+const STALLS_MAX: u32 = 16;
 /// Reads between two writes while both wait.
 const READS_IN_A_ROW_MAX: u32 = 3;
 
@@ -160,7 +163,8 @@ impl Scheduler {
             memory,
             ring_slot,
             done_bytes: 0,
-            reached_before: None,
+            reached_before: 0,
+            stalls_count: 0,
             retries_count: 0,
             started: Instant::now(),
             direct: self.files.files[self.tasks[task].file].direct,
@@ -217,6 +221,7 @@ impl Scheduler {
         let reads = flight.reading_first || task.direction == Direction::In;
         let len_bytes = flight.operation.len_bytes;
         let reached = flight.done_bytes + moved;
+        let stalled = moved == 0 || flight.stalls_at(reached) >= STALLS_MAX;
         let enough = match (flight.reading_first, reads) {
             // What survives of the block; the rest is zero.
             (true, _) => {
@@ -239,13 +244,13 @@ impl Scheduler {
             self.operation_over(&flight);
         } else if enough {
             self.operation_done(flight, reached, backend);
-        } else if reads && (moved == 0 || flight.reached_before == Some(reached)) {
+        } else if reads && stalled {
             // Nothing more comes, also after the last whole block was read again.
             let end = flight.operation.file_offset + reached;
             let at = end.max(self.tasks[flight.task].bytes.start);
             self.fail_short(flight.task, at, end);
             self.operation_over(&flight);
-        } else if moved == 0 {
+        } else if stalled {
             self.operation_failed(&flight, libc::EIO);
         } else {
             // A short transfer: go on behind what was moved, from a whole block.
@@ -253,12 +258,7 @@ impl Scheduler {
                 self.counters.of(task.direction).short_transfers.add(1);
             }
             flight.done_bytes = round_down(reached, file.alignment.offset_bytes);
-            if flight.reached_before == Some(reached) {
-                self.operation_failed(&flight, libc::EIO);
-            } else {
-                flight.reached_before = Some(reached);
-                self.launch(flight, backend);
-            }
+            self.launch(flight, backend);
         }
     }
 
@@ -312,7 +312,8 @@ impl Scheduler {
             overlay(&flight.operation, segments, flight.memory);
             flight.reading_first = false;
             flight.done_bytes = 0;
-            flight.reached_before = None;
+            flight.reached_before = 0;
+            flight.stalls_count = 0;
             self.launch(flight, backend);
             return;
         }
