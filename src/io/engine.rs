@@ -2,20 +2,23 @@
 
 use std::ffi::CStr;
 use std::os::fd::RawFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::backend::fault::FaultPlan;
-use super::counters::{Counters, DirectionCounters};
+use super::counters::Counters;
 use super::driver::{self, BackendFacts, Driver};
 use super::request::{Direction, Request, Sink};
 use super::start;
+use super::stats::EngineStats;
 use super::tensor::Tensor;
 use super::ticket::{Completion, Ticket, Tickets};
 use crate::base::config::{Config, EngineOptions};
 use crate::base::error::{Error, Result};
 use crate::base::observe::events;
+use crate::base::observe::prometheus::Value;
+use crate::base::sync::{Mutex, lock};
 use crate::memory::{Buffer, MemoryRange, Registry, ReleaseHook};
 use crate::sys;
 
@@ -45,50 +48,23 @@ struct Core {
     groups: AtomicU64,
     shut_down: AtomicBool,
     fork_generation: u32,
+    swappers: Mutex<Swappers>,
 }
 
-/// Counters of one direction at one moment.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct DirectionStats {
-    /// Operations that ended well.
-    pub operations_count: u64,
-    /// Bytes of tensors moved.
-    pub bytes: u64,
-    /// Operations under way.
-    pub in_flight_count: u64,
-    /// The most that were under way at once.
-    pub in_flight_peak_count: u64,
-    /// Operations submitted again after `EINTR` or `EAGAIN`.
-    pub retries_count: u64,
-    /// Transfers that moved less than asked and were continued.
-    pub short_transfers_count: u64,
-    /// Files that had to go through the page cache.
-    pub fallbacks_count: u64,
-    /// Files of requests that failed.
-    pub errors_count: u64,
+/// What layers above add to the metrics, each under a number of its own.
+#[derive(Debug, Default)]
+struct Swappers {
+    made_count: u64,
+    sources: Vec<(u64, Weak<dyn Metrics>)>,
 }
 
-/// Counters of an engine at one moment.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct EngineStats {
-    /// Memory to storage.
-    pub swap_out: DirectionStats,
-    /// Storage to memory.
-    pub swap_in: DirectionStats,
-    /// Requests taken in.
-    pub requests_count: u64,
-    /// Requests under way.
-    pub requests_in_flight_count: u64,
-    /// Operations under way, both directions.
-    pub in_flight_count: u64,
-    /// The most operations that were under way at once.
-    pub in_flight_peak_count: u64,
-    /// Bytes that went through a bounce block.
-    pub bounced_bytes: u64,
-    /// Files that are open.
-    pub open_files_count: u64,
-    /// Bytes of pinned buffers, owned and registered.
-    pub pinned_bytes: u64,
+/// A metric of a layer above: its name, its help, and its value.
+pub(crate) type Metric = (&'static str, &'static str, Value);
+
+/// A source of metrics.
+pub(crate) trait Metrics: std::fmt::Debug + Send + Sync {
+    /// The values at this moment.
+    fn metrics(&self) -> Vec<Metric>;
 }
 
 impl Engine {
@@ -132,6 +108,7 @@ impl Engine {
                 groups: AtomicU64::new(0),
                 shut_down: AtomicBool::new(false),
                 fork_generation: sys::fork_generation(),
+                swappers: Mutex::default(),
             }),
         })
     }
@@ -227,7 +204,7 @@ impl Engine {
     ///
     /// # Safety
     /// The memory must stay valid until `release` was called, or, without one, until
-    /// [`Buffer::released`] says so.
+    /// [`Buffer::released_latch`] opens.
     #[expect(unsafe_code, reason = "the caller vouches for the memory")]
     pub unsafe fn register_buffer(
         &self,
@@ -439,18 +416,7 @@ impl Engine {
     /// What the engine has done.
     #[must_use]
     pub fn stats(&self) -> EngineStats {
-        let counters = &self.core.counters;
-        EngineStats {
-            swap_out: direction_stats(&counters.out),
-            swap_in: direction_stats(&counters.r#in),
-            requests_count: counters.requests.get(),
-            requests_in_flight_count: counters.requests_in_flight.get(),
-            in_flight_count: counters.in_flight.get(),
-            in_flight_peak_count: counters.in_flight.peak(),
-            bounced_bytes: counters.bounced_bytes.get(),
-            open_files_count: counters.open_files.get(),
-            pinned_bytes: self.core.registry.len_bytes(),
-        }
+        EngineStats::of(&self.core.counters, self.core.registry.len_bytes())
     }
 
     /// What is in effect, and why, as one JSON object.
@@ -464,10 +430,26 @@ impl Engine {
         )
     }
 
-    /// The counters in the text format of Prometheus.
+    /// The counters in the text format of Prometheus, with those of the swappers on this engine.
     #[must_use]
     pub fn prometheus(&self) -> String {
-        start::prometheus(&self.stats())
+        let swappers: Vec<(String, Vec<Metric>)> = lock(&self.core.swappers)
+            .sources
+            .iter()
+            .filter_map(|(number, source)| Some((number.to_string(), source.upgrade()?.metrics())))
+            .collect();
+        start::prometheus(&self.stats(), &swappers)
+    }
+
+    /// Adds a swapper's metrics to the engine's, for as long as it lives.
+    pub(crate) fn add_metrics(&self, source: Weak<dyn Metrics>) {
+        let mut swappers = lock(&self.core.swappers);
+        swappers
+            .sources
+            .retain(|(_, source)| source.strong_count() > 0);
+        let number = swappers.made_count;
+        swappers.made_count += 1;
+        swappers.sources.push((number, source));
     }
 }
 
@@ -476,18 +458,5 @@ fn set_sink(request: &mut Arc<Request>, sink: Arc<dyn Sink>, token: u64) {
     if let Some(request) = Arc::get_mut(request) {
         request.sink = Some(sink);
         request.token = token;
-    }
-}
-
-fn direction_stats(counters: &DirectionCounters) -> DirectionStats {
-    DirectionStats {
-        operations_count: counters.operations.get(),
-        bytes: counters.bytes.get(),
-        in_flight_count: counters.in_flight.get(),
-        in_flight_peak_count: counters.in_flight.peak(),
-        retries_count: counters.retries.get(),
-        short_transfers_count: counters.short_transfers.get(),
-        fallbacks_count: counters.fallbacks.get(),
-        errors_count: counters.errors.get(),
     }
 }

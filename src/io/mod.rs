@@ -15,12 +15,15 @@ mod engine;
 mod planner;
 mod request;
 mod start;
+mod stats;
 mod storage;
 pub mod tensor;
 mod ticket;
 
 pub use backend::fault::FaultPlan;
-pub use engine::{DirectionStats, Engine, EngineStats};
+pub use engine::Engine;
+pub(crate) use engine::{Metric, Metrics};
+pub use stats::{DirectionStats, EngineStats};
 pub use tensor::Tensor;
 pub use ticket::{Completion, Ticket};
 

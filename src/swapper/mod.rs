@@ -1,8 +1,8 @@
 //! The `AsyncTensorSwapper`: tensors are copied into pinned staging buffers, and their memory is
 //! the caller's again at once, while the buffers are written in the background.
 //!
-//! Owns which staging buffer is free, being filled or in flight ([`pool`]), which tensors lie where
-//! in it ([`staged`]), and hears of the end of each write ([`sink`]). A buffer becomes free by
+//! Owns which staging buffer is free, being filled or in flight (`pool`), which tensors lie where
+//! in it (`staged`), and hears of the end of each write (`sink`). A buffer becomes free by
 //! itself as soon as its own writes are done; nothing ever waits for all buffers where one would
 //! do. What DeepSpeed's class of this name does, without its stall.
 //!
@@ -19,6 +19,7 @@ mod async_tensor_swapper;
 mod pool;
 mod sink;
 mod staged;
+mod staging;
 mod stats;
 
 pub use async_tensor_swapper::Swapper;

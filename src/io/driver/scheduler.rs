@@ -300,7 +300,12 @@ impl Scheduler {
         self.counters.requests_in_flight.sub(1);
         let (sink, token) = (request.sink.clone(), request.token);
         // The buffers go first: whoever hears of the end may free them at once.
-        if let Some(request) = Arc::get_mut(&mut request) {
+        let exclusive = Arc::get_mut(&mut request);
+        debug_assert!(
+            exclusive.is_some(),
+            "a request ended that somebody still holds"
+        );
+        if let Some(request) = exclusive {
             request.clear();
         }
         if let Some(sink) = sink {

@@ -329,6 +329,8 @@ impl Scheduler {
         if let Some(sink) = &request.sink {
             sink.progress(request.token, payload_bytes);
         }
+        // The request may end with this, and is recycled only by its last owner.
+        drop(request);
         self.operation_over(&flight);
     }
 
