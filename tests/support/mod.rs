@@ -1,6 +1,6 @@
 //! What several test programs need.
 #![allow(dead_code, unreachable_pub, unsafe_code, clippy::unwrap_used)]
-#![allow(clippy::cast_possible_truncation)]
+#![allow(clippy::cast_possible_truncation, clippy::print_stdout)]
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
@@ -132,4 +132,16 @@ pub fn read(engine: &Engine, path: &CString, len: usize, offset: u64) -> (Vec<u8
 /// Descriptors that this process has open.
 pub fn open_descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// Says why something is not tested here. A failure where `TSW_TEST_REQUIRE`, a list separated by
+/// commas, names the feature or says `all`.
+pub fn skip(feature: &str, reason: &str) {
+    let required = std::env::var("TSW_TEST_REQUIRE").unwrap_or_default();
+    let mut names = required.split(',').map(str::trim);
+    assert!(
+        !names.any(|name| name == feature || name == "all"),
+        "{feature} is required: {reason}"
+    );
+    println!("skipped ({feature}): {reason}");
 }
