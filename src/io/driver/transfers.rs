@@ -11,7 +11,7 @@ use super::flight::Flight;
 use super::scheduler::Scheduler;
 use crate::base::observe::events;
 use crate::base::observe::trace::Span;
-use crate::base::units::{round_down, to_usize};
+use crate::base::units::{MIB, round_down, to_usize};
 use crate::io::backend::{Backend, Reaped, Transfer};
 use crate::io::planner::{self, Operation, Place};
 use crate::io::request::{Direction, Segment};
@@ -22,6 +22,10 @@ use crate::memory::MemoryRange;
 const RETRIES_MAX: u32 = 256;
 /// Reads between two writes while both wait.
 const READS_IN_A_ROW_MAX: u32 = 3;
+
+/// Bytes copied from or to bounce blocks before operations that could be in flight are sent off:
+/// the drive must not run dry while the driver copies.
+const COPY_BYTES: u64 = MIB;
 
 /// What trying to start an operation of a task came to.
 enum Started {
@@ -34,9 +38,14 @@ enum Started {
 }
 
 impl Scheduler {
-    /// Starts operations until the depth is reached or nothing can be started.
-    pub(super) fn fill(&mut self, backend: &mut dyn Backend) {
+    /// Starts operations until the depth is reached or nothing can be started; true where more
+    /// could be started, after what was is on its way.
+    pub(super) fn fill(&mut self, backend: &mut dyn Backend) -> bool {
+        self.gathered_bytes = 0;
         while !self.flights.is_full() {
+            if self.gathered_bytes >= COPY_BYTES {
+                return true;
+            }
             let reads_first = self.reads_in_a_row < READS_IN_A_ROW_MAX || self.writers.is_empty();
             let order = if reads_first {
                 [Direction::In, Direction::Out]
@@ -47,9 +56,10 @@ impl Scheduler {
                 .into_iter()
                 .any(|direction| self.fill_one(direction, backend))
             {
-                return;
+                return false;
             }
         }
+        false
     }
 
     /// Starts one operation of the oldest running task of a direction; false if there is none.
@@ -124,6 +134,7 @@ impl Scheduler {
                     let flight = self.flight_of(key, operation, memory, Some(block), None);
                     if task_writes(self, key) && !operation.read_first {
                         gather(&operation, segments, memory);
+                        self.gathered_bytes += operation.payload_bytes;
                     }
                     flight
                 }
@@ -316,19 +327,50 @@ impl Scheduler {
             self.launch(flight, backend);
             return;
         }
-        if flight.bounce.is_some() && task.direction == Direction::In {
-            scatter(&flight.operation, segments, flight.memory);
+        self.landed(&flight);
+        if flight.bounce.is_some() && self.tasks[flight.task].direction == Direction::In {
+            // Copied when the next operations are on their way.
+            self.arrived.push_back(flight);
+        } else {
+            self.credit(&flight);
         }
+    }
+
+    /// Whether blocks that were read wait to be copied to where they belong.
+    pub(super) fn has_arrivals(&self) -> bool {
+        !self.arrived.is_empty()
+    }
+
+    /// Copies some of the blocks that were read.
+    pub(super) fn deliver(&mut self) {
+        let mut copied_bytes = 0;
+        while copied_bytes < COPY_BYTES {
+            let Some(flight) = self.arrived.pop_front() else {
+                return;
+            };
+            let task = &self.tasks[flight.task];
+            let request = &self.requests[task.request].request;
+            let segments = request.segments(&request.files[task.part]);
+            scatter(&flight.operation, segments, flight.memory);
+            copied_bytes += flight.operation.payload_bytes;
+            self.credit(&flight);
+        }
+    }
+
+    /// Counts what an operation has moved, and ends it.
+    fn credit(&mut self, flight: &Flight) {
+        let task = &mut self.tasks[flight.task];
+        let live = &mut self.requests[task.request];
         let payload_bytes = flight.operation.payload_bytes;
         task.done_bytes += payload_bytes;
         let counters = self.counters.of(task.direction);
         counters.operations.add(1);
         counters.bytes.add(payload_bytes);
-        self.requests[task.request].bytes_done += payload_bytes;
-        if let Some(sink) = &request.sink {
-            sink.progress(request.token, payload_bytes);
+        live.bytes_done += payload_bytes;
+        if let Some(sink) = &live.request.sink {
+            sink.progress(live.request.token, payload_bytes);
         }
-        self.operation_over(&flight);
+        self.release(flight);
     }
 
     fn operation_failed(&mut self, flight: &Flight, errno: Errno) {
@@ -347,16 +389,27 @@ impl Scheduler {
         self.operation_over(flight);
     }
 
-    /// Nothing of an operation is in flight any more.
+    /// Nothing of an operation is in flight any more, and nothing of it is left to do.
     fn operation_over(&mut self, flight: &Flight) {
+        self.landed(flight);
+        self.release(flight);
+    }
+
+    /// Nothing of an operation is in flight any more.
+    fn landed(&self, flight: &Flight) {
+        let direction = self.tasks[flight.task].direction;
+        self.counters.of(direction).in_flight.sub(1);
+        self.counters.in_flight.sub(1);
+    }
+
+    /// Gives back what an operation held; its task may be over with it.
+    fn release(&mut self, flight: &Flight) {
         if let Some(block) = flight.bounce {
             self.bounce.give_back(block);
         }
         self.trace_operation(flight);
         let task = &mut self.tasks[flight.task];
         task.in_flight -= 1;
-        self.counters.of(task.direction).in_flight.sub(1);
-        self.counters.in_flight.sub(1);
         if task.in_flight == 0 && task.planned {
             self.operations_over(flight.task);
         }
