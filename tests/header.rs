@@ -4,7 +4,9 @@
 
 mod common;
 
-use std::path::Path;
+use std::collections::BTreeSet;
+
+use common::root;
 
 /// The files of the border, in the order of the header. A file that is missing here has no
 /// exported function, or `every_exported_function_is_in_the_header` fails.
@@ -25,10 +27,6 @@ const SOURCES: &[&str] = &[
     "swapper_stats",
     "timer",
 ];
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
 
 fn generated() -> String {
     let config = cbindgen::Config::from_file(root().join("cbindgen.toml")).unwrap();
@@ -68,4 +66,99 @@ fn tidy(text: &str) -> String {
 #[test]
 fn the_committed_header_is_what_the_sources_say() {
     common::golden(&root().join("include/tensorswap.h"), &generated());
+}
+
+/// The names of the functions in the sources that C can call.
+fn exported() -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for entry in std::fs::read_dir(root().join("src/capi")).unwrap() {
+        let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+        for function in text.split("#[unsafe(no_mangle)]").skip(1) {
+            let (_, name) = function.split_once("fn ").unwrap();
+            names.insert(name[..name.find('(').unwrap()].to_owned());
+        }
+    }
+    names
+}
+
+#[test]
+fn every_exported_function_is_in_the_header() {
+    let header = std::fs::read_to_string(root().join("include/tensorswap.h")).unwrap();
+    let is_comment = |line: &&str| line.trim_start().starts_with(['*', '/']);
+    let declarations: Vec<&str> = header.lines().filter(|line| !is_comment(line)).collect();
+    let declarations = declarations.join("\n");
+    let exported = exported();
+    assert!(exported.len() > 40);
+    for name in exported {
+        assert!(name.starts_with("tsw_"), "{name}");
+        assert_eq!(
+            declarations.matches(&format!("{name}(")).count(),
+            1,
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn the_version_of_the_header_is_the_packages() {
+    let header = std::fs::read_to_string(root().join("include/tensorswap.h")).unwrap();
+    for (name, value) in [
+        ("VERSION", concat!("\"", env!("CARGO_PKG_VERSION"), "\"")),
+        ("VERSION_MAJOR", env!("CARGO_PKG_VERSION_MAJOR")),
+        ("VERSION_MINOR", env!("CARGO_PKG_VERSION_MINOR")),
+        ("VERSION_PATCH", env!("CARGO_PKG_VERSION_PATCH")),
+    ] {
+        let line = format!("#define TSW_{name} {value}");
+        assert!(header.lines().any(|each| each == line), "{line}");
+    }
+}
+
+/// Uses of the constants that warn where their types do not fit.
+const USES: &str = r#"
+#include "tensorswap.h"
+#include "tensorswap.h"
+
+extern int use(tsw_status status, uint32_t dtype, uint64_t timeout_ns);
+int use(tsw_status status, uint32_t dtype, uint64_t timeout_ns)
+{
+    const uint32_t flags = TSW_TENSOR_KEEP_LENGTH | TSW_TENSOR_ACCUMULATE;
+    const char *version = TSW_VERSION;
+    tsw_tensor tensor;
+    tensor.dtype = TSW_BF16;
+    tensor.flags = flags;
+    if (status == TSW_ERR_IO || status < TSW_OK || status -TSW_ERR_BUSY == 0)
+        return version[0];
+    return dtype == TSW_F32 && timeout_ns != TSW_WAIT_FOREVER && tsw_abi() == TSW_ABI
+        && tsw_set_log(0, 0, TSW_LOG_WARN) == TSW_OK && tensor.dtype != dtype;
+}
+"#;
+
+/// Compiles the uses with a compiler; nothing is to be said about them.
+fn compile(mut compiler: std::process::Command, language: &str, standard: &str) {
+    let directory = common::directory();
+    let source = directory.path().join("uses");
+    std::fs::write(&source, USES).unwrap();
+    compiler.args(["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror"]);
+    compiler.args(["-fsyntax-only", "-x", language, standard, "-I"]);
+    compiler.arg(root().join("include")).arg(&source);
+    common::run(&mut compiler);
+}
+
+#[test]
+fn the_header_compiles_alone_as_c99_and_as_cpp17() {
+    compile(common::compiler(false), "c", "-std=c99");
+    compile(common::compiler(true), "c++", "-std=c++17");
+}
+
+#[test]
+fn the_header_compiles_with_clang() {
+    for (program, language, standard) in
+        [("clang", "c", "-std=c99"), ("clang++", "c++", "-std=c++17")]
+    {
+        let mut compiler = std::process::Command::new(program);
+        match compiler.arg("--version").output() {
+            Ok(_) => compile(std::process::Command::new(program), language, standard),
+            Err(error) => common::skip(program, &error.to_string()),
+        }
+    }
 }

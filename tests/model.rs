@@ -1,6 +1,11 @@
 //! Random lists of requests, many in flight at once on few files, against files kept in memory:
 //! on every backend the same bytes, lengths and results as one after the other.
-#![allow(unsafe_code)]
+#![allow(
+    unsafe_code,
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::print_stderr
+)]
 
 mod support;
 

@@ -5,7 +5,7 @@
 //! below, so that Rust callers get the same. `include/tensorswap.h` is generated from this folder
 //! (`cbindgen.toml`), and its comments are the manual: they are written here, for C readers.
 //!
-//! Every exported body runs behind [`guard`], which stops panics, records errors, and answers for
+//! Every exported body runs behind `guard`, which stops panics, records errors, and answers for
 //! objects that are poisoned or belong to the parent of a fork. Input is never a Rust enum, `bool`
 //! or reference. Output is cleared first and written only on success.
 //!

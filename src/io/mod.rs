@@ -21,6 +21,7 @@ mod ticket;
 
 pub use backend::fault::FaultPlan;
 pub use engine::{DirectionStats, Engine, EngineStats};
+pub(crate) use engine::{Metric, Metrics};
 pub use tensor::Tensor;
 pub use ticket::{Completion, Ticket};
 

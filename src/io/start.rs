@@ -11,7 +11,7 @@ use super::backend::uring::UringBackend;
 use super::backend::{Backend, fault};
 use super::counters::Counters;
 use super::driver::{BackendFacts, Driver, MakeBackend};
-use super::engine::{DirectionStats, EngineStats};
+use super::engine::{DirectionStats, EngineStats, Metric};
 use super::storage::Storage;
 use super::storage::disk::DiskStorage;
 use super::storage::memory::MemoryStorage;
@@ -164,8 +164,8 @@ pub(super) fn describe(
     .to_string()
 }
 
-/// The counters in the text format of Prometheus.
-pub(super) fn prometheus(stats: &EngineStats) -> String {
+/// The counters in the text format of Prometheus, with those of swappers, each by its number.
+pub(super) fn prometheus(stats: &EngineStats, swappers: &[(String, Vec<Metric>)]) -> String {
     const OUT: &[(&str, &str)] = &[("direction", "out")];
     const IN: &[(&str, &str)] = &[("direction", "in")];
     let mut samples = Vec::new();
@@ -210,6 +210,18 @@ pub(super) fn prometheus(stats: &EngineStats) -> String {
             Value::Gauge(stats.pinned_bytes),
         ),
     ]);
+    let labels: Vec<_> = swappers
+        .iter()
+        .map(|(number, _)| [("swapper", number.as_str())])
+        .collect();
+    for ((_, metrics), labels) in swappers.iter().zip(&labels) {
+        samples.extend(metrics.iter().map(|(name, help, value)| Sample {
+            name,
+            help,
+            labels,
+            value: *value,
+        }));
+    }
     render(&samples)
 }
 

@@ -1,7 +1,7 @@
 //! The swapper as callers see it.
 
 use std::ffi::CStr;
-use std::sync::{Arc, TryLockError};
+use std::sync::{Arc, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
 use super::pool::Pool;
@@ -13,7 +13,7 @@ use crate::base::dtype::Dtype;
 use crate::base::error::{Error, Result};
 use crate::base::observe::{TimerSnapshot, events};
 use crate::base::units::{MIB, to_u64, to_usize};
-use crate::io::{Direction, Engine, Length, Tensor, length_of, sort_list};
+use crate::io::{Direction, Engine, Length, Metrics, Tensor, length_of, sort_list};
 use crate::memory::Buffer;
 
 /// Staged bytes at which a write begins while others are in flight.
@@ -53,9 +53,11 @@ impl Swapper {
     /// `Forked`, `Poisoned` for an engine that cannot be used.
     pub fn new(engine: &Engine, _config: Option<&Config>) -> Result<Swapper> {
         engine.check()?;
+        let shared: Arc<Shared> = Arc::default();
+        engine.add_metrics(Arc::downgrade(&shared) as Weak<dyn Metrics>);
         Ok(Swapper {
             engine: engine.clone(),
-            shared: Arc::default(),
+            shared,
             desk: std::sync::Mutex::new(Desk {
                 buffers: Vec::new(),
                 dtype: Dtype::Bytes,

@@ -1,7 +1,9 @@
 //! A swapper's figures, readable by any thread while it works.
 
-use super::sink::Figures;
+use super::sink::{Figures, Shared};
+use crate::base::observe::prometheus::Value::{Counter, Gauge, Summary};
 use crate::base::observe::{Timer, TimerSnapshot};
+use crate::io::{Metric, Metrics};
 
 /// Counters of a swapper at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -83,5 +85,69 @@ impl Figures {
     pub(super) fn timer(&self, name: &str) -> Option<TimerSnapshot> {
         let (_, timer) = TIMERS.iter().find(|(known, _)| *known == name)?;
         Some(timer(self).snapshot())
+    }
+}
+
+impl Metrics for Shared {
+    fn metrics(&self) -> Vec<Metric> {
+        let stats = self.figures.stats();
+        let wait = self.figures.wait.snapshot();
+        vec![
+            (
+                "tensorswap_swapper_out_tensors_total",
+                "Tensors staged.",
+                Counter(stats.swap_out_tensors_count),
+            ),
+            (
+                "tensorswap_swapper_out_bytes_total",
+                "Bytes staged.",
+                Counter(stats.swap_out_bytes),
+            ),
+            (
+                "tensorswap_swapper_in_tensors_total",
+                "Tensors read.",
+                Counter(stats.swap_in_tensors_count),
+            ),
+            (
+                "tensorswap_swapper_in_bytes_total",
+                "Bytes read.",
+                Counter(stats.swap_in_bytes),
+            ),
+            (
+                "tensorswap_swapper_in_flight_bytes",
+                "Bytes submitted and not yet written.",
+                Gauge(stats.in_flight_bytes),
+            ),
+            (
+                "tensorswap_swapper_in_flight_peak_bytes",
+                "The most bytes that were in flight at once.",
+                Gauge(stats.in_flight_peak_bytes),
+            ),
+            (
+                "tensorswap_swapper_copies_avoided_bytes_total",
+                "Bytes read straight into pinned memory.",
+                Counter(stats.copies_avoided_bytes),
+            ),
+            (
+                "tensorswap_swapper_buffers",
+                "Staging buffers held.",
+                Gauge(stats.buffers_count),
+            ),
+            (
+                "tensorswap_swapper_buffers_free",
+                "Staging buffers that are free.",
+                Gauge(stats.buffers_free_count),
+            ),
+            (
+                "tensorswap_swapper_errors_total",
+                "Writes of staged tensors that failed.",
+                Counter(stats.errors_count),
+            ),
+            (
+                "tensorswap_swapper_wait_nanoseconds",
+                "Time that calls waited for writes.",
+                Summary(wait),
+            ),
+        ]
     }
 }

@@ -1,9 +1,20 @@
-//! What several test files share.
+//! What several test files share: golden files, the built libraries, C compilers, skipping.
 
 #![allow(dead_code, reason = "each test file uses a part")]
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
+#![allow(clippy::print_stdout, reason = "a test says what it skips")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// What a static Rust library needs of the system, as the Makefile of the examples has it.
+pub(crate) const NATIVE_LIBS: &str = "-lgcc_s -lutil -lrt -lpthread -lm -ldl -lc";
+
+/// The root of the package.
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
 
 /// Compares a committed file with what it should be; `UPDATE_GOLDEN=1` writes it instead.
 pub(crate) fn golden(path: &Path, expected: &str) {
@@ -24,4 +35,94 @@ pub(crate) fn golden(path: &Path, expected: &str) {
         path.display(),
         differs.map_or(committed.lines().count(), |line| line + 1)
     );
+}
+
+/// Says why something is not tested here. A failure where `TSW_TEST_REQUIRE`, a list separated by
+/// commas, names the feature or says `all`.
+pub(crate) fn skip(feature: &str, reason: &str) {
+    let required = std::env::var("TSW_TEST_REQUIRE").unwrap_or_default();
+    let is_required = required
+        .split(',')
+        .any(|name| name.trim() == feature || name.trim() == "all");
+    assert!(!is_required, "{feature} is required: {reason}");
+    println!("skipped ({feature}): {reason}");
+}
+
+/// The libraries that C programs link.
+#[derive(Debug)]
+pub(crate) struct Libraries {
+    pub(crate) shared: PathBuf,
+    pub(crate) archive: PathBuf,
+}
+
+/// Builds the libraries, in the profile of this test, and asks cargo where they are: `cargo test`
+/// leaves them in no place of their own.
+pub(crate) fn libraries() -> &'static Libraries {
+    static LIBRARIES: OnceLock<Libraries> = OnceLock::new();
+    LIBRARIES.get_or_init(|| {
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "--lib", "--message-format=json", "--manifest-path"]);
+        cargo.arg(root().join("Cargo.toml"));
+        if !cfg!(debug_assertions) {
+            cargo.arg("--release");
+        }
+        let output = cargo.output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "cargo build: {errors}");
+        let files: Vec<PathBuf> = String::from_utf8(output.stdout)
+            .unwrap()
+            .lines()
+            .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+            .filter(|message| {
+                message["reason"] == "compiler-artifact"
+                    && message["target"]["name"] == "tensorswap"
+            })
+            .flat_map(|message| message["filenames"].as_array().cloned().unwrap_or_default())
+            .filter_map(|file| file.as_str().map(PathBuf::from))
+            .collect();
+        let with_extension = |extension: &str| {
+            files
+                .iter()
+                .find(|file| file.extension().is_some_and(|found| found == extension))
+                .cloned()
+                .unwrap()
+        };
+        Libraries {
+            shared: with_extension("so"),
+            archive: with_extension("a"),
+        }
+    })
+}
+
+/// The compiler that the `cc` crate finds for C or C++.
+pub(crate) fn compiler(is_cpp: bool) -> Command {
+    let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    cc::Build::new()
+        .cpp(is_cpp)
+        .host(&triple)
+        .target(&triple)
+        .opt_level(2)
+        .debug(true)
+        .warnings(false)
+        .cargo_metadata(false)
+        .get_compiler()
+        .to_command()
+}
+
+/// Runs a command that must succeed; its output otherwise is the failure.
+pub(crate) fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// An empty directory on the disk of the build, not in memory.
+pub(crate) fn directory() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }

@@ -1,5 +1,6 @@
 //! What several test programs need.
-#![allow(dead_code, unreachable_pub, unsafe_code)]
+#![allow(dead_code, unreachable_pub, unsafe_code, clippy::unwrap_used)]
+#![allow(clippy::cast_possible_truncation)]
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;

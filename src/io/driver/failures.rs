@@ -4,13 +4,14 @@
 //! every failed write is remembered with its file until the range has been rewritten.
 
 use super::scheduler::Scheduler;
+use super::task::runs;
 use crate::base::error::{Error, IoFailure, errno_name};
 use crate::io::request::{Direction, Failure};
 use crate::io::storage::Errno;
 
 /// Paths that are remembered because they could not be opened for writing; further ones are only
 /// reported by their tickets.
-const STUCK_PATHS_MAX: usize = 4096;
+const UNOPENED_MAX: usize = 4096;
 
 impl Scheduler {
     /// Notes a task's error; the first of a request is the request's.
@@ -46,12 +47,17 @@ impl Scheduler {
         if matches!(error, Error::Cancelled(_)) && !task.touched {
             return;
         }
-        if let Some(file) = self.files.files.get_mut(task.file) {
-            file.stick(task.bytes.clone(), error);
-        } else if self.stuck_paths.len() < STUCK_PATHS_MAX {
-            let request = &self.requests[task.request].request;
-            let path = request.path(&request.files[task.part]);
-            self.stuck_paths.insert(path.into(), error.clone());
+        let request = &self.requests[task.request].request;
+        let part = &request.files[task.part];
+        let failed = if let Some(file) = self.files.files.get_mut(task.file) {
+            &mut file.failed
+        } else if self.unopened.len() < UNOPENED_MAX {
+            self.unopened.entry(request.path(part).into()).or_default()
+        } else {
+            return;
+        };
+        for run in runs(request.segments(part), 0) {
+            failed.add(run, error);
         }
     }
 

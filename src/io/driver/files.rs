@@ -5,23 +5,20 @@
 //! never mistaken for the one that is open. Pure but for counters.
 
 use std::collections::{HashMap, VecDeque};
-use std::ops::Range;
 use std::sync::Arc;
 
 use slab::Slab;
 
+use super::failed_ranges::FailedRanges;
 use super::metadata::KnownFiles;
-use crate::base::error::Error;
 use crate::base::sync::lock;
 use crate::io::counters::Counters;
 use crate::io::storage::{Alignment, FileHandle, FileIdentity, OpenedFile};
 
-/// A failed write whose range reads as an error until it has been rewritten.
-#[derive(Debug, Clone)]
-pub(super) struct Sticky {
-    range: Range<u64>,
-    error: Error,
-}
+/// Closed files whose failed writes are remembered.
+const FAILED_MAX: usize = 4096;
+/// Closed files remembered for when they were written, before the list is thinned out.
+const FORGOTTEN_MAX: usize = 256;
 
 /// One open file.
 #[derive(Debug)]
@@ -47,7 +44,12 @@ pub(super) struct File {
     pub(super) length_job: bool,
     /// Writers that may start once the length is settled.
     pub(super) held: Vec<usize>,
-    sticky: Option<Sticky>,
+    /// Failed writes that nobody has made good yet.
+    pub(super) failed: FailedRanges,
+    /// The list of tensors admitted last for writing, and its largest end so far.
+    pub(super) group: (u64, u64),
+    /// The file system reserves space when asked.
+    pub(super) reserves: bool,
     /// When a write of ours last ended: lengths looked up before are stale.
     pub(super) written_at: u64,
     /// When the file last became idle; tells stale entries of the idle queue.
@@ -55,37 +57,6 @@ pub(super) struct File {
 }
 
 impl File {
-    /// Remembers that `range` may hold anything after `error`.
-    pub(super) fn stick(&mut self, range: Range<u64>, error: &Error) {
-        let range = match &self.sticky {
-            Some(old) => old.range.start.min(range.start)..old.range.end.max(range.end),
-            None => range,
-        };
-        self.sticky = Some(Sticky {
-            range,
-            error: error.clone(),
-        });
-    }
-
-    /// The error of an earlier write that a read of `range` would meet.
-    pub(super) fn stuck(&self, range: &Range<u64>) -> Option<&Error> {
-        self.sticky
-            .as_ref()
-            .filter(|sticky| sticky.range.start < range.end && range.start < sticky.range.end)
-            .map(|sticky| &sticky.error)
-    }
-
-    /// Forgets an earlier failure once `covers` says that all of its range was rewritten or cut.
-    pub(super) fn unstick(&mut self, covers: impl FnOnce(&Range<u64>) -> bool) {
-        if self
-            .sticky
-            .as_ref()
-            .is_some_and(|sticky| covers(&sticky.range))
-        {
-            self.sticky = None;
-        }
-    }
-
     /// Whether new writers must wait for the length.
     pub(super) fn is_settling(&self) -> bool {
         self.length_job || !self.settling.is_empty()
@@ -102,10 +73,11 @@ pub(super) struct FileTable {
     idle: VecDeque<(usize, u64)>,
     /// Counts the events whose order matters.
     clock: u64,
-    /// The latest `written_at` of a file that was closed.
-    forgotten_at: u64,
+    /// Files that were closed, and when they were last written: lengths looked up before are
+    /// stale. Only those that a task in the window may have looked up.
+    forgotten: Vec<(FileIdentity, u64)>,
     /// Failed writes of files that were closed.
-    failed: HashMap<FileIdentity, Sticky>,
+    failed: HashMap<FileIdentity, FailedRanges>,
     files_max: usize,
     counters: Arc<Counters>,
 }
@@ -122,7 +94,7 @@ impl FileTable {
             known,
             idle: VecDeque::new(),
             clock: 0,
-            forgotten_at: 0,
+            forgotten: Vec::new(),
             failed: HashMap::new(),
             files_max: files_max.max(1),
             counters,
@@ -172,7 +144,9 @@ impl FileTable {
             settling: Vec::new(),
             length_job: false,
             held: Vec::new(),
-            sticky: self.failed.remove(&opened.identity),
+            failed: self.failed.remove(&opened.identity).unwrap_or_default(),
+            group: (u64::MAX, 0),
+            reserves: true,
             written_at: 0,
             idle_since: 0,
         });
@@ -193,9 +167,20 @@ impl FileTable {
         self.clock
     }
 
-    /// Whether a file was closed that was written after `moment`.
-    pub(super) fn forgot_since(&self, moment: u64) -> bool {
-        self.forgotten_at > moment
+    /// Whether the file was written by us, and closed, after `moment`.
+    pub(super) fn forgot_since(&self, identity: FileIdentity, moment: u64) -> bool {
+        self.forgotten
+            .iter()
+            .any(|(file, written_at)| *file == identity && *written_at > moment)
+    }
+
+    /// Drops what no lookup begun at `oldest` or later can have missed.
+    pub(super) fn thin_out(&mut self, oldest: impl FnOnce() -> u64) {
+        if self.forgotten.len() > FORGOTTEN_MAX {
+            let oldest = oldest();
+            self.forgotten
+                .retain(|(_, written_at)| *written_at > oldest);
+        }
     }
 
     /// Notes that the last task on a file is over.
@@ -217,14 +202,16 @@ impl FileTable {
             return false;
         };
         let file = self.files.remove(key);
-        self.forgotten_at = self.forgotten_at.max(file.written_at);
+        if file.written_at > 0 {
+            self.forgotten.push((file.identity, file.written_at));
+        }
         self.by_identity.remove(&file.identity);
         lock(&self.known).remove(&file.identity);
         self.counters.open_files.sub(1);
-        if let Some(sticky) = file.sticky {
+        if !file.failed.is_empty() && self.failed.len() < FAILED_MAX {
             // The inode may be another file's when it is opened again; its reads then fail until
             // it is written, which is the safe side.
-            self.failed.insert(file.identity, sticky);
+            self.failed.insert(file.identity, file.failed);
         }
         close(file.handle);
         true
@@ -239,7 +226,7 @@ impl FileTable {
             if !is_idle(&self.files, key, since) {
                 continue;
             }
-            if self.files[key].sticky.is_none() {
+            if self.files[key].failed.is_empty() {
                 return Some(key);
             }
             last_resort = last_resort.or(Some(key));

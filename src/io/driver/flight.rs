@@ -23,13 +23,27 @@ pub(super) struct Flight {
     pub(super) ring_slot: Option<u16>,
     /// Bytes that earlier, short transfers of this operation moved.
     pub(super) done_bytes: u64,
-    /// Where the last short transfer ended; a second one that ends there makes no progress.
-    pub(super) reached_before: Option<u64>,
+    /// Where the last short transfer ended, and how many in a row ended there.
+    pub(super) reached_before: u64,
+    pub(super) stalls_count: u32,
     pub(super) retries_count: u32,
     /// When the operation was started.
     pub(super) started: Instant,
     /// Submitted while the file was open for direct I/O.
     pub(super) direct: bool,
+}
+
+impl Flight {
+    /// Notes that a transfer ended at `reached`; returns how many in a row did.
+    pub(super) fn stalls_at(&mut self, reached: u64) -> u32 {
+        self.stalls_count = if self.reached_before == reached {
+            self.stalls_count + 1
+        } else {
+            0
+        };
+        self.reached_before = reached;
+        self.stalls_count
+    }
 }
 
 #[derive(Debug, Default)]
@@ -113,7 +127,8 @@ mod tests {
             memory: MemoryRange::EMPTY,
             ring_slot: None,
             done_bytes: 0,
-            reached_before: None,
+            reached_before: 0,
+            stalls_count: 0,
             retries_count: 0,
             started: Instant::now(),
             direct: false,

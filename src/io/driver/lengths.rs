@@ -12,50 +12,57 @@ use super::task::Phase;
 use crate::io::storage::{Errno, FileHandle};
 
 impl Scheduler {
-    pub(super) fn reserve(
-        &mut self,
-        task: usize,
-        from: u64,
-        end: u64,
-        close: Vec<Arc<FileHandle>>,
-    ) {
-        self.tasks[task].phase = Phase::Reserving;
-        let handle = Arc::clone(&self.files.files[self.tasks[task].file].handle);
+    /// Has the space reserved that a writer needs beyond the file's end, after closing `close`;
+    /// lets it run at once where there is nothing to reserve.
+    pub(super) fn reserve(&mut self, key: usize, close: Vec<Arc<FileHandle>>) {
+        let task = &self.tasks[key];
+        let file = &self.files.files[task.file];
+        let request = &self.requests[task.request].request;
+        let segments = request.segments(&request.files[task.part]);
+        let range = task.reservation(file.len_bytes, segments);
+        if range.is_empty() || !file.reserves {
+            self.run(key);
+            return;
+        }
+        let handle = Arc::clone(&file.handle);
+        self.tasks[key].phase = Phase::Reserving;
+        self.tasks[key].reserved_end = range.end;
         self.metadata.post(Job::Reserve {
-            task,
+            task: key,
             handle,
-            from,
-            end,
+            from: range.start,
+            end: range.end,
             close,
         });
     }
 
     pub(super) fn reserved(&mut self, key: usize, result: Result<(), Errno>) {
-        if matches!(result, Err(libc::ENOSPC | libc::EDQUOT)) {
-            // Files that the caller deleted keep their space as long as they are open here.
-            let mut close = Vec::new();
-            while self.files.evict(&mut |handle| close.push(handle)) {}
-            if !close.is_empty() {
-                let task = &self.tasks[key];
-                let from = self.files.files[task.file].len_bytes;
-                let end = task.target_len().max(from);
-                self.reserve(key, from, end, close);
-                return;
-            }
-        }
-        let task = &mut self.tasks[key];
+        let task = &self.tasks[key];
         let file = &mut self.files.files[task.file];
         match result {
             Ok(()) => {
-                file.len_bytes = file.len_bytes.max(task.target_len());
-                file.disk_len_bytes = file.disk_len_bytes.max(file.len_bytes);
+                file.disk_len_bytes = file.disk_len_bytes.max(task.reserved_end);
+                self.run(key);
+            }
+            // The file system cannot: the writes themselves make the file longer.
+            Err(libc::EOPNOTSUPP | libc::ENOSYS) => {
+                file.reserves = false;
                 self.run(key);
             }
             Err(errno) => {
                 // A part may have been reserved: the file gets its old length back.
                 file.disk_len_bytes = u64::MAX;
-                let detail = format!("reserving {} bytes", task.target_len());
-                let at = Some(task.bytes.start);
+                if matches!(errno, libc::ENOSPC | libc::EDQUOT) {
+                    // Files that the caller deleted keep their space while they are open here.
+                    let mut close = Vec::new();
+                    while self.files.evict(&mut |handle| close.push(handle)) {}
+                    if !close.is_empty() {
+                        self.reserve(key, close);
+                        return;
+                    }
+                }
+                let detail = format!("reserving space up to {}", self.tasks[key].reserved_end);
+                let at = Some(self.tasks[key].bytes.start);
                 self.fail_errno(key, at, errno, &detail);
                 self.settle(key);
             }
@@ -101,8 +108,8 @@ impl Scheduler {
     pub(super) fn settled(&mut self, file_key: usize, result: Result<u64, Errno>) {
         let file = &mut self.files.files[file_key];
         file.length_job = false;
-        let settling = std::mem::take(&mut file.settling);
-        let held = std::mem::take(&mut file.held);
+        let mut settling = std::mem::take(&mut file.settling);
+        self.startable.extend(file.held.drain(..));
         match result {
             Ok(len_bytes) => {
                 file.len_bytes = len_bytes;
@@ -116,9 +123,12 @@ impl Scheduler {
                 }
             }
         }
-        for task in settling {
+        for task in settling.drain(..) {
             self.end_task(task);
         }
-        self.startable.extend(held);
+        // Its room is used again: the steady state allocates nothing.
+        if let Some(file) = self.files.files.get_mut(file_key) {
+            file.settling = settling;
+        }
     }
 }

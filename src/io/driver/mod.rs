@@ -6,7 +6,9 @@
 //!
 //! INVARIANT: when the thread ends, nothing is in flight, and every request's sink was told.
 
+mod admission;
 mod bounce;
+mod failed_ranges;
 mod failures;
 mod files;
 mod flight;

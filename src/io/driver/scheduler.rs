@@ -14,18 +14,18 @@ use std::sync::Arc;
 use slab::Slab;
 
 use super::bounce::BouncePool;
+use super::failed_ranges::FailedRanges;
 use super::files::FileTable;
 use super::flight::{Flight, Flights};
-use super::metadata::{Found, Job, Metadata, Report};
+use super::metadata::{Metadata, Report};
 use super::registration::RingSlots;
-use super::task::{Phase, Task, is_contiguous};
-use super::{Limits, Mailbox};
-use crate::base::error::Error;
-use crate::base::observe::events;
+use super::task::{Phase, Task, runs};
+use super::{ARRIVED_BLOCKS, Limits, Mailbox};
 use crate::base::observe::trace::Trace;
+use crate::base::units::round_down;
 use crate::io::counters::Counters;
 use crate::io::planner::{Cursor, Geometry};
-use crate::io::request::{Direction, Failure, Outcome, Request};
+use crate::io::request::{Direction, Failure, Length, Outcome, Request};
 use crate::io::storage::Storage;
 
 /// A request under way.
@@ -33,7 +33,7 @@ use crate::io::storage::Storage;
 pub(super) struct Live {
     pub(super) request: Arc<Request>,
     /// Parts that are not yet tasks.
-    next_part: usize,
+    pub(super) next_part: usize,
     parts_left: usize,
     pub(super) bytes_done: u64,
     pub(super) failure: Option<Failure>,
@@ -46,9 +46,9 @@ pub(super) struct Scheduler {
     pub(super) requests: Slab<Live>,
     pub(super) tasks: Slab<Task>,
     /// Requests with parts that are not yet tasks, in the order of submission.
-    backlog: VecDeque<usize>,
+    pub(super) backlog: VecDeque<usize>,
     /// Tasks whose files are being resolved, in the order of submission.
-    window: VecDeque<usize>,
+    pub(super) window: VecDeque<usize>,
     /// A task ended since the last decision.
     task_ended: bool,
     /// Tasks whose last blocker ended.
@@ -64,11 +64,11 @@ pub(super) struct Scheduler {
     /// Bytes copied to bounce blocks since operations were last sent off.
     pub(super) gathered_bytes: u64,
     /// When a writer was last admitted: files that were missing before may exist now.
-    writer_admitted_at: u64,
+    pub(super) writer_admitted_at: u64,
     /// Operations started since a writer last had its turn before readers.
     pub(super) reads_in_a_row: u32,
-    /// Paths that could not even be opened for writing.
-    pub(super) stuck_paths: HashMap<Box<[u8]>, Error>,
+    /// Failed writes to paths that could not even be opened.
+    pub(super) unopened: HashMap<Box<[u8]>, FailedRanges>,
     pub(super) metadata: Metadata,
     pub(super) storage: Arc<dyn Storage>,
     mailbox: Arc<Mailbox>,
@@ -114,11 +114,11 @@ impl Scheduler {
             readers: VecDeque::new(),
             writers: VecDeque::new(),
             bounce,
-            arrived: VecDeque::new(),
+            arrived: VecDeque::with_capacity(limits.depth + ARRIVED_BLOCKS),
             gathered_bytes: 0,
             writer_admitted_at: 0,
             reads_in_a_row: 0,
-            stuck_paths: HashMap::new(),
+            unopened: HashMap::new(),
             metadata,
             storage,
             mailbox,
@@ -182,193 +182,6 @@ impl Scheduler {
         }
     }
 
-    /// Turns parts of requests into tasks and has their files resolved, as far as bounds allow.
-    fn extend_window(&mut self) {
-        while self.window.len() < self.limits.window {
-            let Some(&key) = self.backlog.front() else {
-                return;
-            };
-            let live = &mut self.requests[key];
-            let part = live.next_part;
-            live.next_part += 1;
-            if live.next_part == live.request.files.len() {
-                self.backlog.pop_front();
-            }
-            let request = Arc::clone(&self.requests[key].request);
-            let file_part = &request.files[part];
-            let task = Task::new(
-                key,
-                part,
-                request.direction,
-                file_part,
-                request.segments(file_part),
-            );
-            let task = self.tasks.insert(task);
-            self.tasks[task].resolved_at = self.files.now();
-            self.window.push_back(task);
-            self.metadata.post(Job::Resolve {
-                task,
-                request,
-                part,
-                open: false,
-            });
-        }
-    }
-
-    fn resolve_again(&mut self, task: usize, open: bool) {
-        let (request, part) = (self.tasks[task].request, self.tasks[task].part);
-        let request = Arc::clone(&self.requests[request].request);
-        self.tasks[task].phase = Phase::Resolving;
-        self.tasks[task].resolved_at = self.files.now();
-        self.metadata.post(Job::Resolve {
-            task,
-            request,
-            part,
-            open,
-        });
-    }
-
-    /// Admits the oldest task of the window if its file is known; true if something moved.
-    fn admit_front(&mut self) -> bool {
-        let Some(&task) = self.window.front() else {
-            return false;
-        };
-        if !matches!(self.tasks[task].phase, Phase::Resolved(_)) {
-            return false;
-        }
-        if !self.has_room_for(task) {
-            return false;
-        }
-        let phase = std::mem::replace(&mut self.tasks[task].phase, Phase::Queued);
-        let Phase::Resolved(found) = phase else {
-            return false;
-        };
-        match found {
-            Err(errno @ (libc::EMFILE | libc::ENFILE)) if self.can_free_descriptors() => {
-                events::descriptors_exhausted(errno);
-                self.tasks[task].phase = Phase::Starved;
-                self.feed_starved();
-                return false;
-            }
-            // An earlier write may have made the file since a metadata thread looked.
-            Err(libc::ENOENT) if self.writer_admitted_at > self.tasks[task].resolved_at => {
-                self.resolve_again(task, true);
-            }
-            Err(errno) => {
-                self.window.pop_front();
-                self.fail_errno(task, None, errno, "opening the file");
-                self.end_task(task);
-            }
-            Ok(Found::Known {
-                identity,
-                len_bytes,
-            }) => {
-                let usable = self.files.find(identity).filter(|key| {
-                    self.files.files[*key].writable || self.tasks[task].direction == Direction::In
-                });
-                match usable {
-                    Some(file) => self.admit(task, file, len_bytes),
-                    // Closed since a metadata thread looked.
-                    None => self.resolve_again(task, true),
-                }
-            }
-            Ok(Found::Opened(opened)) if self.limits.require_direct && !opened.direct => {
-                self.window.pop_front();
-                self.fail_direct(task, opened.fallback_errno.unwrap_or(libc::EINVAL));
-                self.end_task(task);
-            }
-            // Written by us and closed since a metadata thread looked at its length.
-            Ok(Found::Opened(opened))
-                if self.files.find(opened.identity).is_none()
-                    && self.files.forgot_since(self.tasks[task].resolved_at) =>
-            {
-                self.resolve_again(task, true);
-            }
-            Ok(Found::Opened(opened)) => {
-                let len_bytes = opened.len_bytes;
-                self.note_fallback(task, &opened);
-                let file = self.files.insert(opened);
-                self.admit(task, file, len_bytes);
-            }
-        }
-        true
-    }
-
-    /// Whether the task's file is in the table, or room for it could be made.
-    fn has_room_for(&mut self, task: usize) -> bool {
-        let Phase::Resolved(Ok(Found::Opened(opened))) = &self.tasks[task].phase else {
-            return true;
-        };
-        self.files.find(opened.identity).is_some()
-            || self
-                .files
-                .make_room(&mut |handle| self.metadata.post(Job::Close { handle }))
-    }
-
-    /// Whether descriptors of ours are open that could be closed, now or later.
-    fn can_free_descriptors(&self) -> bool {
-        !self.files.files.is_empty()
-    }
-
-    /// Tries again what found too many files open.
-    fn feed_starved(&mut self) {
-        let Some(&task) = self.window.front() else {
-            return;
-        };
-        if !matches!(self.tasks[task].phase, Phase::Starved) {
-            return;
-        }
-        let evicted = self
-            .files
-            .evict(&mut |handle| self.metadata.post(Job::Close { handle }));
-        if evicted || self.files.files.is_empty() {
-            self.resolve_again(task, false);
-        }
-    }
-
-    fn note_fallback(&self, task: usize, opened: &crate::io::storage::OpenedFile) {
-        if let Some(errno) = opened.fallback_errno {
-            let task = &self.tasks[task];
-            self.counters.of(task.direction).fallbacks.add(1);
-            let request = &self.requests[task.request].request;
-            events::direct_io_fallback(request.path(&request.files[task.part]), errno);
-        }
-    }
-
-    /// Puts the oldest task of the window into the order of its file.
-    fn admit(&mut self, task: usize, file: usize, len_bytes: u64) {
-        self.window.pop_front();
-        if self.tasks[task].direction == Direction::Out {
-            self.writer_admitted_at = self.files.tick();
-        }
-        let entry = &mut self.files.files[file];
-        let fresh = entry.written_at <= self.tasks[task].resolved_at;
-        if fresh && entry.queue.is_empty() && !entry.is_settling() {
-            // Nobody of ours has changed the file since: storage knows best.
-            entry.len_bytes = len_bytes;
-            entry.disk_len_bytes = len_bytes;
-        }
-        self.tasks[task].file = file;
-        if entry.queue.is_empty() {
-            entry.planned_len_bytes = entry.len_bytes;
-        }
-        let admitted = &mut self.tasks[task];
-        admitted.concern(entry.alignment, entry.planned_len_bytes);
-        if admitted.direction == Direction::Out {
-            entry.planned_len_bytes = admitted.final_len(entry.planned_len_bytes);
-        }
-        let blockers = entry
-            .queue
-            .iter()
-            .filter(|earlier| self.tasks[task].must_wait_for(&self.tasks[**earlier]))
-            .count();
-        self.tasks[task].blockers = blockers;
-        entry.queue.push_back(task);
-        if blockers == 0 {
-            self.startable.push_back(task);
-        }
-    }
-
     /// Starts a task that nothing blocks.
     fn start(&mut self, key: usize) {
         let task = &self.tasks[key];
@@ -386,13 +199,15 @@ impl Scheduler {
         }
         match task.direction {
             Direction::In => {
-                let request = &live.request;
-                let path = request.path(&request.files[task.part]);
-                let stuck = file
-                    .stuck(&task.bytes)
-                    .or_else(|| self.stuck_paths.get(path));
-                if let Some(error) = stuck.cloned() {
-                    self.fail(key, None, error);
+                let segments = live.request.segments(&live.request.files[task.part]);
+                let met = segments.iter().find_map(|segment| {
+                    let error = file
+                        .failed
+                        .find(&(segment.file_offset..segment.file_end()))?;
+                    Some((segment.file_offset, error.clone()))
+                });
+                if let Some((offset, error)) = met {
+                    self.fail(key, Some(offset), error);
                     self.end_task(key);
                 } else {
                     self.run(key);
@@ -401,12 +216,7 @@ impl Scheduler {
             Direction::Out if file.is_settling() => file.held.push(key),
             Direction::Out => {
                 file.writers += 1;
-                let (from, end) = (file.len_bytes, task.target_len());
-                if end > from {
-                    self.reserve(key, from, end, Vec::new());
-                } else {
-                    self.run(key);
-                }
+                self.reserve(key, Vec::new());
             }
         }
     }
@@ -416,13 +226,14 @@ impl Scheduler {
         let task = &mut self.tasks[key];
         let file = &self.files.files[task.file];
         let align = file.alignment.offset_bytes;
+        let whole_blocks = |bytes: u64| round_down(bytes.max(align), align);
         task.phase = Phase::Running;
         task.cursor = Cursor::default();
         task.geometry = Geometry {
             offset_align_bytes: align,
             memory_align_bytes: file.alignment.memory_bytes,
-            block_bytes: self.limits.block_bytes.max(align),
-            bounce_bytes: self.bounce.block_bytes(),
+            block_bytes: whole_blocks(self.limits.block_bytes),
+            bounce_bytes: whole_blocks(self.limits.block_bytes.min(self.bounce.block_bytes())),
             file_len_bytes: task.surviving_len(file.len_bytes),
         };
         match task.direction {
@@ -449,12 +260,12 @@ impl Scheduler {
                 self.files.files[task.file].written_at = self.files.tick();
             }
             let file = &mut self.files.files[task.file];
-            if task.direction == Direction::Out && !task.failed {
-                let segments = request.segments(&request.files[task.part]);
-                file.unstick(|range| task.rewrote(range, is_contiguous(segments)));
-                if !self.stuck_paths.is_empty() {
-                    self.stuck_paths
-                        .remove(request.path(&request.files[task.part]));
+            if task.direction == Direction::Out && !task.failed && !file.failed.is_empty() {
+                for run in runs(request.segments(&request.files[task.part]), 0) {
+                    file.failed.rewritten(&run);
+                }
+                if let Length::Exact { bytes, last: true } = task.length {
+                    file.failed.rewritten(&(bytes..u64::MAX));
                 }
             }
             let position = file.queue.iter().position(|queued| *queued == key);
@@ -492,7 +303,12 @@ impl Scheduler {
         self.counters.requests_in_flight.sub(1);
         let (sink, token) = (request.sink.clone(), request.token);
         // The buffers go first: whoever hears of the end may free them at once.
-        if let Some(request) = Arc::get_mut(&mut request) {
+        let exclusive = Arc::get_mut(&mut request);
+        debug_assert!(
+            exclusive.is_some(),
+            "a request ended that somebody still holds"
+        );
+        if let Some(request) = exclusive {
             request.clear();
         }
         if let Some(sink) = sink {

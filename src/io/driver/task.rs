@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::metadata::Found;
-use crate::base::units::{round_down, round_up};
+use crate::base::units::{MIB, round_down, round_up};
 use crate::io::planner::{Cursor, Geometry};
 use crate::io::request::{Direction, FilePart, Length, Segment};
 use crate::io::storage::{Alignment, Errno};
@@ -38,7 +38,7 @@ pub(super) struct Task {
     pub(super) part: usize,
     pub(super) direction: Direction,
     pub(super) length: Length,
-    group: u64,
+    pub(super) group: u64,
     pub(super) phase: Phase,
     /// When a metadata thread was last asked for the file.
     pub(super) resolved_at: u64,
@@ -56,6 +56,8 @@ pub(super) struct Task {
     pub(super) geometry: Geometry,
     pub(super) in_flight: usize,
     pub(super) done_bytes: u64,
+    /// How far space was asked for.
+    pub(super) reserved_end: u64,
     /// One past the last byte that operations may have written, padding included.
     pub(super) written_end: u64,
     /// Every operation was planned; those in flight are the last.
@@ -96,6 +98,7 @@ impl Task {
             },
             in_flight: 0,
             done_bytes: 0,
+            reserved_end: 0,
             written_end: 0,
             planned: false,
             touched: false,
@@ -162,16 +165,22 @@ impl Task {
         }
     }
 
-    /// Whether the task rewrote, or cut away, all of `range`.
-    pub(super) fn rewrote(&self, range: &Range<u64>, contiguous: bool) -> bool {
-        let end = match self.length {
-            Length::Exact { bytes, last: true } => range.end.min(bytes),
-            Length::Exact { .. } | Length::Grow => range.end,
-        };
-        contiguous
-            && (range.start >= end || (self.bytes.start <= range.start && end <= self.bytes.end))
+    /// What to reserve before the task writes to a file of `len_bytes`; empty if nothing.
+    pub(super) fn reservation(&self, len_bytes: u64, segments: &[Segment]) -> Range<u64> {
+        match self.length {
+            // A piece of something longer: all of it at once, so that it lies together.
+            Length::Exact { bytes, .. } if bytes > self.list_end => len_bytes..bytes,
+            // Far apart, only the last of them: the hole before it takes no space.
+            _ => match runs(segments, HOLE_BYTES).last() {
+                Some(run) => run.start.max(len_bytes)..run.end,
+                None => 0..0,
+            },
+        }
     }
 }
+
+/// Gaps from this on are left as holes.
+const HOLE_BYTES: u64 = MIB;
 
 /// From the first to the last byte of segments sorted by offset; empty ones do not count.
 fn hull(segments: &[Segment]) -> Range<u64> {
@@ -181,9 +190,21 @@ fn hull(segments: &[Segment]) -> Range<u64> {
     start..end
 }
 
-/// Whether segments follow each other without a gap.
-pub(super) fn is_contiguous(segments: &[Segment]) -> bool {
-    segments
-        .windows(2)
-        .all(|pair| pair[0].file_end() >= pair[1].file_offset)
+/// The ranges of segments sorted by offset, joined where the gap between is at most `gap_bytes`;
+/// empty segments do not count.
+pub(super) fn runs(segments: &[Segment], gap_bytes: u64) -> impl Iterator<Item = Range<u64>> {
+    let mut full = segments
+        .iter()
+        .filter(|segment| !segment.is_empty())
+        .peekable();
+    std::iter::from_fn(move || {
+        let first = full.next()?;
+        let mut end = first.file_end();
+        while let Some(next) =
+            full.next_if(|next| next.file_offset <= end.saturating_add(gap_bytes))
+        {
+            end = end.max(next.file_end());
+        }
+        Some(first.file_offset..end)
+    })
 }

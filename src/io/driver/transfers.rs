@@ -7,19 +7,23 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::bounce::{gather, overlay, scatter, slice, zero};
 use super::flight::Flight;
 use super::scheduler::Scheduler;
 use crate::base::observe::events;
 use crate::base::observe::trace::Span;
-use crate::base::units::{MIB, round_down, to_usize};
+use crate::base::units::{MIB, round_down};
 use crate::io::backend::{Backend, Reaped, Transfer};
 use crate::io::planner::{self, Operation, Place};
-use crate::io::request::{Direction, Segment};
+use crate::io::request::Direction;
 use crate::io::storage::{Alignment, Errno};
 use crate::memory::MemoryRange;
 
 /// How often an operation is submitted again after `EINTR` or `EAGAIN`.
 const RETRIES_MAX: u32 = 256;
+/// Short transfers in a row that end at the same byte before that counts as the end of the file,
+/// or of the disk's ability to write.
+const STALLS_MAX: u32 = 16;
 /// Reads between two writes while both wait.
 const READS_IN_A_ROW_MAX: u32 = 3;
 
@@ -171,7 +175,8 @@ impl Scheduler {
             memory,
             ring_slot,
             done_bytes: 0,
-            reached_before: None,
+            reached_before: 0,
+            stalls_count: 0,
             retries_count: 0,
             started: Instant::now(),
             direct: self.files.files[self.tasks[task].file].direct,
@@ -228,6 +233,7 @@ impl Scheduler {
         let reads = flight.reading_first || task.direction == Direction::In;
         let len_bytes = flight.operation.len_bytes;
         let reached = flight.done_bytes + moved;
+        let stalled = moved == 0 || flight.stalls_at(reached) >= STALLS_MAX;
         let enough = match (flight.reading_first, reads) {
             // What survives of the block; the rest is zero.
             (true, _) => {
@@ -250,13 +256,13 @@ impl Scheduler {
             self.operation_over(&flight);
         } else if enough {
             self.operation_done(flight, reached, backend);
-        } else if reads && (moved == 0 || flight.reached_before == Some(reached)) {
+        } else if reads && stalled {
             // Nothing more comes, also after the last whole block was read again.
             let end = flight.operation.file_offset + reached;
             let at = end.max(self.tasks[flight.task].bytes.start);
             self.fail_short(flight.task, at, end);
             self.operation_over(&flight);
-        } else if moved == 0 {
+        } else if stalled {
             self.operation_failed(&flight, libc::EIO);
         } else {
             // A short transfer: go on behind what was moved, from a whole block.
@@ -264,12 +270,7 @@ impl Scheduler {
                 self.counters.of(task.direction).short_transfers.add(1);
             }
             flight.done_bytes = round_down(reached, file.alignment.offset_bytes);
-            if flight.reached_before == Some(reached) {
-                self.operation_failed(&flight, libc::EIO);
-            } else {
-                flight.reached_before = Some(reached);
-                self.launch(flight, backend);
-            }
+            self.launch(flight, backend);
         }
     }
 
@@ -323,10 +324,13 @@ impl Scheduler {
             overlay(&flight.operation, segments, flight.memory);
             flight.reading_first = false;
             flight.done_bytes = 0;
-            flight.reached_before = None;
+            flight.reached_before = 0;
+            flight.stalls_count = 0;
             self.launch(flight, backend);
             return;
         }
+        // The request may end with this, and is recycled only by its last owner.
+        drop(request);
         self.landed(&flight);
         if flight.bounce.is_some() && self.tasks[flight.task].direction == Direction::In {
             // Copied when the next operations are on their way.
@@ -437,63 +441,4 @@ impl Scheduler {
 
 fn task_writes(scheduler: &Scheduler, key: usize) -> bool {
     scheduler.tasks[key].direction == Direction::Out
-}
-
-/// The part of an operation's memory; INVARIANT: the planner stays inside its segments and blocks.
-fn slice(memory: MemoryRange, offset: u64, len_bytes: u64) -> MemoryRange {
-    let part = to_usize(offset).and_then(|offset| Ok((offset, to_usize(len_bytes)?)));
-    let part = part
-        .ok()
-        .and_then(|(offset, len)| memory.slice(offset, len));
-    debug_assert!(part.is_some(), "an operation outside of its memory");
-    part.unwrap_or(MemoryRange::EMPTY)
-}
-
-/// Fills an operation's block with the segments' bytes, and zeros between and behind them.
-fn gather(operation: &Operation, segments: &[Segment], block: MemoryRange) {
-    if operation.payload_bytes < operation.len_bytes {
-        zero(block);
-    }
-    overlay(operation, segments, block);
-}
-
-/// Copies the segments' bytes over an operation's block.
-fn overlay(operation: &Operation, segments: &[Segment], block: MemoryRange) {
-    planner::for_each_piece(
-        operation,
-        Direction::Out,
-        segments,
-        |at, segment, from, len| {
-            copy(
-                slice(block, at, len),
-                slice(segments[segment].memory, from, len),
-            );
-        },
-    );
-}
-
-/// Copies an operation's block to the segment it was read for.
-fn scatter(operation: &Operation, segments: &[Segment], block: MemoryRange) {
-    planner::for_each_piece(
-        operation,
-        Direction::In,
-        segments,
-        |at, segment, to, len| {
-            copy(
-                slice(segments[segment].memory, to, len),
-                slice(block, at, len),
-            );
-        },
-    );
-}
-
-/// Copies between ranges of one length; INVARIANT: both are.
-fn copy(to: MemoryRange, from: MemoryRange) {
-    let copied = to.stream_into(0, from);
-    debug_assert!(copied.is_ok(), "{copied:?}");
-}
-
-fn zero(range: MemoryRange) {
-    let zeroed = range.zero(0, range.len());
-    debug_assert!(zeroed.is_ok(), "{zeroed:?}");
 }

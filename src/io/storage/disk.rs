@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::{Access, Alignment, Errno, FileHandle, FileIdentity, OpenedFile, Storage};
 use crate::base::config::DirectIo;
+use crate::base::units::KIB;
 use crate::sys::{self, FileKind, OpenFlags};
 
 /// Assumed where direct I/O is accepted and the file system does not say what it demands.
@@ -17,6 +18,9 @@ const UNKNOWN_ALIGNMENT: Alignment = Alignment {
     offset_bytes: 4096,
     memory_bytes: 4096,
 };
+
+/// The largest alignment that direct I/O is used with.
+const ALIGNMENT_BYTES_MAX: u64 = 64 * KIB;
 
 /// The file systems of this machine.
 #[derive(Debug)]
@@ -57,6 +61,8 @@ impl DiskStorage {
     fn alignment_of(file: &OwnedFd) -> Option<Alignment> {
         match sys::statx_dio(file.as_fd()) {
             Ok(Some(dio)) if dio.offset_bytes == 0 => None,
+            // Blocks that do not fit into a bounce block.
+            Ok(Some(dio)) if u64::from(dio.offset_bytes) > ALIGNMENT_BYTES_MAX => None,
             Ok(Some(dio)) => Some(Alignment {
                 offset_bytes: u64::from(dio.offset_bytes),
                 memory_bytes: u64::from(dio.memory_bytes.max(1)),
@@ -104,30 +110,25 @@ impl Storage for DiskStorage {
             write: true,
             ..OpenFlags::default()
         };
-        let opened = match access {
-            Access::Write => self.open_any(
-                path,
-                OpenFlags {
-                    create: true,
-                    ..both
-                },
-            ),
+        let create = OpenFlags {
+            create: true,
+            ..both
+        };
+        let only_read = OpenFlags {
+            write: false,
+            ..both
+        };
+        let (opened, writable) = match access {
+            Access::Write => (self.open_any(path, create), true),
             // Open for both, so that a later write needs no second descriptor.
             Access::Read => match self.open_any(path, both) {
-                Err(libc::EACCES | libc::EPERM | libc::EROFS | libc::ETXTBSY) => self
-                    .open_any(
-                        path,
-                        OpenFlags {
-                            write: false,
-                            ..both
-                        },
-                    )
-                    .map(|(file, direct, errno)| (file, direct, errno.or(Some(0)))),
-                opened => opened,
+                Err(libc::EACCES | libc::EPERM | libc::EROFS | libc::ETXTBSY) => {
+                    (self.open_any(path, only_read), false)
+                }
+                opened => (opened, true),
             },
         };
-        let (file, direct, note) = opened?;
-        let writable = note != Some(0);
+        let (file, direct, refusal) = opened?;
         let status = sys::fstat(file.as_fd())?;
         refuse(status.kind)?;
         let alignment = if direct {
@@ -140,7 +141,7 @@ impl Storage for DiskStorage {
         }
         let refused = match (direct, alignment) {
             (true, None) => Some(libc::EINVAL),
-            _ => note.filter(|errno| *errno != 0),
+            _ => refusal,
         };
         Ok(OpenedFile {
             handle: Arc::new(FileHandle::Disk(file)),
@@ -154,12 +155,7 @@ impl Storage for DiskStorage {
     }
 
     fn reserve(&self, file: &FileHandle, from: u64, end: u64) -> Result<(), Errno> {
-        let file = file_of(file)?;
-        match sys::allocate(file, from, end.saturating_sub(from)) {
-            // The file system cannot reserve: the length alone has to do.
-            Err(libc::EOPNOTSUPP | libc::ENOSYS) => sys::set_len(file, end),
-            done => done,
-        }
+        sys::allocate(file_of(file)?, from, end.saturating_sub(from))
     }
 
     fn set_len(&self, file: &FileHandle, len_bytes: u64) -> Result<(), Errno> {

@@ -78,7 +78,8 @@ pub(crate) trait Storage: Send + Sync + std::fmt::Debug {
     /// Opens a file.
     fn open(&self, path: &CStr, access: Access) -> Result<OpenedFile, Errno>;
 
-    /// Reserves space up to `end` and makes the file at least that long.
+    /// Reserves space from `from` up to `end` and makes the file at least that long;
+    /// `EOPNOTSUPP` where the file system cannot.
     fn reserve(&self, file: &FileHandle, from: u64, end: u64) -> Result<(), Errno>;
 
     /// Sets the exact length.
