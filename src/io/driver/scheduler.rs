@@ -216,7 +216,7 @@ impl Scheduler {
             Direction::Out if file.is_settling() => file.held.push(key),
             Direction::Out => {
                 file.writers += 1;
-                self.reserve(key, Vec::new());
+                self.reserve(key);
             }
         }
     }

@@ -179,6 +179,7 @@ impl Scheduler {
             stalls_count: 0,
             retries_count: 0,
             started: Instant::now(),
+            launched_at: 0,
             direct: self.files.files[self.tasks[task].file].direct,
         }
     }
@@ -188,6 +189,7 @@ impl Scheduler {
         let task = &mut self.tasks[flight.task];
         let file = &self.files.files[task.file];
         flight.direct = file.direct;
+        flight.launched_at = self.files.now();
         let direction = if flight.reading_first {
             Direction::In
         } else {
@@ -282,6 +284,10 @@ impl Scheduler {
                 flight.retries_count += 1;
                 self.counters.of(task.direction).retries.add(1);
                 true
+            }
+            // Nothing was reserved: the file system cannot, or copies on write.
+            libc::ENOSPC | libc::EDQUOT if task.direction == Direction::Out => {
+                self.files.free_space(flight.launched_at)
             }
             // Accepted at the open and refused at the transfer: some file systems do.
             libc::EINVAL | libc::EOPNOTSUPP if flight.direct => {
