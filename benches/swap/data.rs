@@ -7,12 +7,15 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use tensorswap::base::config::Policy;
 use tensorswap::memory::PinnedMemory;
 
 /// Each block of this size carries the number of its round.
 const STAMP_BYTES: usize = 4096;
+/// From this number on files are left to the end.
+const MANY: usize = 1000;
 
 /// Memory that belongs to somebody else, seen as a slice.
 #[derive(Debug, Clone, Copy)]
@@ -77,36 +80,62 @@ impl Area {
 /// The files of a scenario: equal lengths, one after the other in memory.
 #[derive(Debug)]
 pub(crate) struct Files {
+    /// Where the directories of files are made.
+    base: PathBuf,
     pub(crate) directory: PathBuf,
+    /// Directories that were used before, with their files.
+    left_behind: Vec<(PathBuf, Vec<PathBuf>)>,
     pub(crate) paths: Vec<PathBuf>,
     pub(crate) names: Vec<CString>,
+    count: usize,
     pub(crate) file_bytes: usize,
     scratch: PinnedMemory,
 }
 
 impl Files {
-    pub(crate) fn new(directory: &Path, count: usize, file_bytes: usize) -> Result<Files> {
-        std::fs::create_dir_all(directory)?;
-        let paths: Vec<PathBuf> = (0..count)
-            .map(|index| directory.join(format!("tensor-{index:05}")))
-            .collect();
-        let names = paths
+    pub(crate) fn new(base: &Path, count: usize, file_bytes: usize) -> Result<Files> {
+        std::fs::create_dir_all(base)?;
+        spread_directories(base);
+        let scratch_bytes = u64::try_from(file_bytes).map_err(Error::other)?;
+        let scratch = PinnedMemory::allocate(scratch_bytes, Policy::Prefer, Policy::Prefer)
+            .map_err(Error::other)?;
+        let mut files = Files {
+            base: base.to_owned(),
+            directory: base.to_owned(),
+            left_behind: Vec::new(),
+            paths: Vec::new(),
+            names: Vec::new(),
+            count,
+            file_bytes,
+            scratch,
+        };
+        files.renew()?;
+        Ok(files)
+    }
+
+    /// Goes to a new directory. What there is stays to the end where there are many files: ext4
+    /// does not reuse inodes for some minutes, and creating files near thousands of removed ones
+    /// would measure its search for others.
+    pub(crate) fn renew(&mut self) -> Result<()> {
+        let old = std::mem::take(&mut self.paths);
+        if self.count >= MANY {
+            self.left_behind.push((self.directory.clone(), old));
+        } else {
+            remove(&self.directory, &old)?;
+        }
+        // A name never used before: ext4 takes the place of the directory from it.
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let nanos = now.map_or(0, |time| time.as_nanos());
+        self.directory = self.base.join(format!("files-{nanos:x}"));
+        std::fs::create_dir_all(&self.directory)?;
+        let name = |index| self.directory.join(format!("tensor-{index:05}"));
+        self.paths = (0..self.count).map(name).collect();
+        self.names = self
+            .paths
             .iter()
             .map(|path| CString::new(path.as_os_str().as_bytes()))
             .collect::<std::result::Result<_, _>>()?;
-        let scratch = PinnedMemory::allocate(
-            u64::try_from(file_bytes).map_err(Error::other)?,
-            Policy::Prefer,
-            Policy::Prefer,
-        )
-        .map_err(Error::other)?;
-        Ok(Files {
-            directory: directory.to_owned(),
-            paths,
-            names,
-            file_bytes,
-            scratch,
-        })
+        Ok(())
     }
 
     pub(crate) fn total_bytes(&self) -> usize {
@@ -121,17 +150,6 @@ impl Files {
             .truncate(false)
             .custom_flags(libc::O_DIRECT)
             .open(path)
-    }
-
-    /// Removes the files that exist.
-    pub(crate) fn remove(&self) -> Result<()> {
-        for path in &self.paths {
-            match std::fs::remove_file(path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-        }
-        Ok(())
     }
 
     /// Writes all files with plain system calls.
@@ -186,7 +204,42 @@ impl Files {
 
 impl Drop for Files {
     fn drop(&mut self) {
-        let _ = self.remove();
-        let _ = std::fs::remove_dir(&self.directory);
+        self.left_behind
+            .push((self.directory.clone(), std::mem::take(&mut self.paths)));
+        for (directory, paths) in &self.left_behind {
+            let _ = remove(directory, paths);
+        }
+        let _ = std::fs::remove_dir(&self.base);
+    }
+}
+
+/// Removes the files that exist, and their directory.
+fn remove(directory: &Path, paths: &[PathBuf]) -> Result<()> {
+    for path in paths {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    match paths.is_empty() {
+        true => Ok(()),
+        false => std::fs::remove_dir(directory),
+    }
+}
+
+/// Asks ext4 to put directories made in this one far from each other; others do not know it.
+fn spread_directories(base: &Path) {
+    /// `FS_TOPDIR_FL` of linux/fs.h.
+    const TOP_OF_HIERARCHY: libc::c_int = 0x0002_0000;
+    let Ok(directory) = File::open(base) else {
+        return;
+    };
+    let mut flags: libc::c_int = 0;
+    // SAFETY: the descriptor is open for the calls; each reads or writes one int.
+    unsafe {
+        if libc::ioctl(directory.as_raw_fd(), libc::FS_IOC_GETFLAGS, &mut flags) == 0 {
+            flags |= TOP_OF_HIERARCHY;
+            libc::ioctl(directory.as_raw_fd(), libc::FS_IOC_SETFLAGS, &flags);
+        }
     }
 }

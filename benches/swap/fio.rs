@@ -98,11 +98,11 @@ impl Contestant for Fio {
         Ok(Some((seconds, busy * number(&result["job_runtime"]) / 1e3)))
     }
 
-    fn source(&self) -> Option<Area> {
+    fn source(&mut self) -> Option<Area> {
         None
     }
 
-    fn target(&self) -> Option<Area> {
+    fn target(&mut self) -> Option<Area> {
         None
     }
 }

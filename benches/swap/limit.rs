@@ -147,7 +147,7 @@ impl Contestant for BareLoop {
         Ok(Some((seconds, cpu)))
     }
 
-    fn finish(&mut self) {
+    fn finish(&mut self, _job: &Job<'_>) {
         self.files.clear();
     }
 
@@ -155,11 +155,11 @@ impl Contestant for BareLoop {
         Some(u64::from(DEPTH))
     }
 
-    fn source(&self) -> Option<Area> {
+    fn source(&mut self) -> Option<Area> {
         Some(self.source)
     }
 
-    fn target(&self) -> Option<Area> {
+    fn target(&mut self) -> Option<Area> {
         Some(self.target)
     }
 }

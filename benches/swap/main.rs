@@ -13,6 +13,7 @@
 mod contestants;
 mod data;
 mod fio;
+mod library;
 mod limit;
 mod options;
 mod plain;

@@ -53,11 +53,11 @@ impl Contestant for Plain {
         !self.direct
     }
 
-    fn source(&self) -> Option<Area> {
+    fn source(&mut self) -> Option<Area> {
         Some(self.source)
     }
 
-    fn target(&self) -> Option<Area> {
+    fn target(&mut self) -> Option<Area> {
         Some(self.target)
     }
 }

@@ -61,7 +61,7 @@ pub(crate) fn turn(
     verify: bool,
 ) -> Result<Sample> {
     if kind == Kind::OutNew {
-        files.remove()?;
+        files.renew()?;
     }
     match kind {
         Kind::In => {
@@ -84,13 +84,14 @@ pub(crate) fn turn(
         new: kind == Kind::OutNew,
         files,
     };
+    contestant.prepare(&job)?;
     files.sync()?;
     let cpu_before = cpu_seconds();
     let start = Instant::now();
     let elsewhere = contestant.run(&job)?;
     let seconds = start.elapsed().as_secs_f64();
     let cpu_seconds = cpu_seconds() - cpu_before;
-    contestant.finish();
+    contestant.finish(&job);
     if contestant.uses_page_cache() {
         files.sync()?;
         files.drop_cached()?;
@@ -105,7 +106,12 @@ pub(crate) fn turn(
     })
 }
 
-fn check(contestant: &dyn Contestant, kind: Kind, files: &mut Files, content: Area) -> Result<()> {
+fn check(
+    contestant: &mut dyn Contestant,
+    kind: Kind,
+    files: &mut Files,
+    content: Area,
+) -> Result<()> {
     match (kind, contestant.source(), contestant.target()) {
         (Kind::In, _, Some(target)) => {
             let len = files.total_bytes();

@@ -2,9 +2,13 @@
 
 use std::io::{Error, Result};
 
-use crate::contestants::{Contestant, Direct, area_of};
+use tensorswap::base::config::Policy;
+use tensorswap::memory::PinnedMemory;
+
+use crate::contestants::Contestant;
 use crate::data::{Area, Files};
 use crate::fio::Fio;
+use crate::library::{Direct, Setting, Staged};
 use crate::limit::BareLoop;
 use crate::options::Options;
 use crate::plain::Plain;
@@ -72,22 +76,27 @@ fn run_one(options: &Options, shape: &Shape, kind: Kind, table: &mut Table) -> R
     let count = shape.files / if options.quick { 8 } else { 1 };
     let directory = options.directory.join(scenario.replace([' ', ','], "-"));
     let mut files = Files::new(&directory, count, shape.file_bytes)?;
-    let direct = Direct::new(
-        "direct requests",
-        &options.config,
-        files.total_bytes(),
-        shape.small,
-    )?;
-    // Held to the end: the other contestants use the same memory.
-    let buffers = direct.buffers();
-    let [mut content, target] = buffers.each_ref().map(area_of);
+    // Dropped after the contestants, which use it.
+    let memory = [
+        allocate(files.total_bytes())?,
+        allocate(files.total_bytes())?,
+    ];
+    // SAFETY: see above.
+    let [mut content, target] = memory
+        .each_ref()
+        .map(|memory| unsafe { Area::new(memory.as_ptr(), files.total_bytes()) });
     content.randomize(u64::try_from(count + shape.file_bytes).map_err(Error::other)?);
     let mut contestants = if shape.small {
-        small_contestants(options, direct, content, target)?
+        small_contestants(options, content, target)?
     } else {
-        large_contestants(direct, content, target)?
+        large_contestants(options, content, target)?
     };
-    contestants.retain(|contestant| options.wants_contestant(contestant.name()));
+    contestants.retain(|contestant| {
+        let name = contestant.name();
+        // New files never are.
+        let makes_sense = kind != Kind::OutNew || !name.ends_with("not open");
+        makes_sense && options.wants_contestant(name)
+    });
     if kind != Kind::OutNew {
         files.write(content)?;
     }
@@ -142,42 +151,56 @@ fn order(count: usize, round: usize) -> Vec<usize> {
     order
 }
 
+fn allocate(bytes: usize) -> Result<PinnedMemory> {
+    let len_bytes = u64::try_from(bytes).map_err(Error::other)?;
+    PinnedMemory::allocate(len_bytes, Policy::Prefer, Policy::Prefer).map_err(Error::other)
+}
+
 fn large_contestants(
-    direct: Direct,
+    options: &Options,
     source: Area,
     target: Area,
 ) -> Result<Vec<Box<dyn Contestant>>> {
+    let setting = Setting {
+        config: options.config.clone(),
+        files_open: true,
+        small: false,
+    };
     let mut contestants: Vec<Box<dyn Contestant>> = Vec::new();
     if let Some(fio) = Fio::find() {
         contestants.push(Box::new(fio));
     }
     contestants.push(Box::new(BareLoop::new(source, target)?));
-    contestants.push(Box::new(direct));
+    contestants.push(Box::new(Direct::new(setting.clone(), source, target)));
+    contestants.push(Box::new(Staged::new(setting, source.len())));
     Ok(contestants)
 }
 
 fn small_contestants(
     options: &Options,
-    direct: Direct,
     source: Area,
     target: Area,
 ) -> Result<Vec<Box<dyn Contestant>>> {
-    let mut cold = options.config.clone();
-    cold.set("open_files_max", "256").map_err(Error::other)?;
-    let cold = Direct::new("direct requests, files not open", &cold, source.len(), true)?;
+    let setting = Setting {
+        config: options.config.clone(),
+        files_open: true,
+        small: true,
+    };
+    let plain = |direct| Plain {
+        direct,
+        source,
+        target,
+    };
+    let cold = Setting {
+        files_open: false,
+        ..setting.clone()
+    };
     Ok(vec![
         Box::new(BareLoop::new(source, target)?),
-        Box::new(Plain {
-            direct: true,
-            source,
-            target,
-        }),
-        Box::new(Plain {
-            direct: false,
-            source,
-            target,
-        }),
-        Box::new(cold),
-        Box::new(direct),
+        Box::new(plain(true)),
+        Box::new(plain(false)),
+        Box::new(Direct::new(setting.clone(), source, target)),
+        Box::new(Direct::new(cold, source, target)),
+        Box::new(Staged::new(setting, source.len())),
     ])
 }

@@ -36,6 +36,8 @@ pub struct FaultPlan {
     /// Transfers refused with `EINVAL` until direct I/O is turned off for their file, as on file
     /// systems that accept it at the open only.
     pub refuse_direct: bool,
+    /// Reserving space reports `EOPNOTSUPP`, as on file systems without `fallocate`.
+    pub refuse_reserve: bool,
 }
 
 /// Files for which direct I/O was turned off, by the address of their handle.
@@ -266,6 +268,9 @@ impl Storage for FaultStorage {
     }
 
     fn reserve(&self, file: &FileHandle, from: u64, end: u64) -> Result<(), Errno> {
+        if self.plan.refuse_reserve {
+            return Err(libc::EOPNOTSUPP);
+        }
         self.fault(&[libc::EIO, libc::ENOSPC])?;
         self.inner.reserve(file, from, end)
     }

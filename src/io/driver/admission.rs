@@ -86,6 +86,12 @@ impl Scheduler {
             Err(libc::ENOENT) if self.writer_admitted_at > self.tasks[task].resolved_at => {
                 self.resolve_again(task, true);
             }
+            // Deleted files that are open here may keep the last blocks and inodes.
+            Err(libc::ENOSPC | libc::EDQUOT)
+                if self.files.free_space(self.tasks[task].resolved_at) =>
+            {
+                self.resolve_again(task, true);
+            }
             Err(errno) => {
                 self.window.pop_front();
                 self.fail_errno(task, None, errno, "opening the file");

@@ -1,10 +1,13 @@
-//! Bounce blocks: pinned memory of the engine for what cannot move straight.
+//! Bounce blocks: pinned memory of the engine for what cannot move straight, and the copies to and
+//! from it.
 //!
 //! Made when first needed, so that an engine whose tensors are all aligned never pays for it.
 
 use crate::base::config::Policy;
 use crate::base::error::Result;
 use crate::base::units::{MIB, to_usize};
+use crate::io::planner::{self, Operation};
+use crate::io::request::{Direction, Segment};
 use crate::memory::{Buffer, MemoryRange};
 
 /// All bounce blocks together take at most this.
@@ -72,4 +75,63 @@ impl BouncePool {
     pub(super) fn give_back(&mut self, block: usize) {
         self.free.push(block);
     }
+}
+
+/// The part of an operation's memory; INVARIANT: the planner stays inside its segments and blocks.
+pub(super) fn slice(memory: MemoryRange, offset: u64, len_bytes: u64) -> MemoryRange {
+    let part = to_usize(offset).and_then(|offset| Ok((offset, to_usize(len_bytes)?)));
+    let part = part
+        .ok()
+        .and_then(|(offset, len)| memory.slice(offset, len));
+    debug_assert!(part.is_some(), "an operation outside of its memory");
+    part.unwrap_or(MemoryRange::EMPTY)
+}
+
+/// Fills an operation's block with the segments' bytes, and zeros between and behind them.
+pub(super) fn gather(operation: &Operation, segments: &[Segment], block: MemoryRange) {
+    if operation.payload_bytes < operation.len_bytes {
+        zero(block);
+    }
+    overlay(operation, segments, block);
+}
+
+/// Copies the segments' bytes over an operation's block.
+pub(super) fn overlay(operation: &Operation, segments: &[Segment], block: MemoryRange) {
+    planner::for_each_piece(
+        operation,
+        Direction::Out,
+        segments,
+        |at, segment, from, len| {
+            copy(
+                slice(block, at, len),
+                slice(segments[segment].memory, from, len),
+            );
+        },
+    );
+}
+
+/// Copies an operation's block to the segment it was read for.
+pub(super) fn scatter(operation: &Operation, segments: &[Segment], block: MemoryRange) {
+    planner::for_each_piece(
+        operation,
+        Direction::In,
+        segments,
+        |at, segment, to, len| {
+            copy(
+                slice(segments[segment].memory, to, len),
+                slice(block, at, len),
+            );
+        },
+    );
+}
+
+/// Copies between ranges of one length; INVARIANT: both are.
+fn copy(to: MemoryRange, from: MemoryRange) {
+    let copied = to.stream_into(0, from);
+    debug_assert!(copied.is_ok(), "{copied:?}");
+}
+
+pub(super) fn zero(range: MemoryRange) {
+    let zeroed = range.zero(0, range.len());
+    debug_assert!(zeroed.is_ok(), "{zeroed:?}");
 }

@@ -80,6 +80,8 @@ pub(super) struct FileTable {
     forgotten: Vec<(FileIdentity, u64)>,
     /// Failed writes of files that were closed.
     failed: HashMap<FileIdentity, FailedRanges>,
+    /// When idle files were last closed for the space that they may have kept.
+    freed_at: u64,
     files_max: usize,
     counters: Arc<Counters>,
 }
@@ -98,6 +100,7 @@ impl FileTable {
             clock: 0,
             forgotten: Vec::new(),
             failed: HashMap::new(),
+            freed_at: 0,
             files_max: files_max.max(1),
             counters,
         }
@@ -219,6 +222,22 @@ impl FileTable {
         }
         close(file.handle);
         true
+    }
+
+    /// Closes every idle file because storage is full: those that the caller deleted keep their
+    /// space while they are open here. True where that happened after `asked_at`, so that what
+    /// was refused then is worth another try.
+    ///
+    /// The files are closed on this thread, since who tries again must find the space.
+    pub(super) fn free_space(&mut self, asked_at: u64) -> bool {
+        let mut closed = false;
+        while self.evict(&mut drop) {
+            closed = true;
+        }
+        if closed {
+            self.freed_at = self.tick();
+        }
+        self.freed_at > asked_at
     }
 
     /// The idle file to close next. One that remembers a failed write is kept as long as another

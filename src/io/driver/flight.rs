@@ -29,6 +29,8 @@ pub(super) struct Flight {
     pub(super) retries_count: u32,
     /// When the operation was started.
     pub(super) started: Instant,
+    /// When it was last handed to the backend, on the clock of the file table.
+    pub(super) launched_at: u64,
     /// Submitted while the file was open for direct I/O.
     pub(super) direct: bool,
 }
@@ -131,6 +133,7 @@ mod tests {
             stalls_count: 0,
             retries_count: 0,
             started: Instant::now(),
+            launched_at: 0,
             direct: false,
         }
     }

@@ -9,12 +9,12 @@ use std::sync::Arc;
 use super::metadata::Job;
 use super::scheduler::Scheduler;
 use super::task::Phase;
-use crate::io::storage::{Errno, FileHandle};
+use crate::io::storage::Errno;
 
 impl Scheduler {
-    /// Has the space reserved that a writer needs beyond the file's end, after closing `close`;
-    /// lets it run at once where there is nothing to reserve.
-    pub(super) fn reserve(&mut self, key: usize, close: Vec<Arc<FileHandle>>) {
+    /// Has the space reserved that a writer needs beyond the file's end; lets it run at
+    /// once where there is nothing to reserve.
+    pub(super) fn reserve(&mut self, key: usize) {
         let task = &self.tasks[key];
         let file = &self.files.files[task.file];
         let request = &self.requests[task.request].request;
@@ -27,12 +27,12 @@ impl Scheduler {
         let handle = Arc::clone(&file.handle);
         self.tasks[key].phase = Phase::Reserving;
         self.tasks[key].reserved_end = range.end;
+        self.tasks[key].reserving_at = self.files.now();
         self.metadata.post(Job::Reserve {
             task: key,
             handle,
             from: range.start,
             end: range.end,
-            close,
         });
     }
 
@@ -52,14 +52,11 @@ impl Scheduler {
             Err(errno) => {
                 // A part may have been reserved: the file gets its old length back.
                 file.disk_len_bytes = u64::MAX;
-                if matches!(errno, libc::ENOSPC | libc::EDQUOT) {
-                    // Files that the caller deleted keep their space while they are open here.
-                    let mut close = Vec::new();
-                    while self.files.evict(&mut |handle| close.push(handle)) {}
-                    if !close.is_empty() {
-                        self.reserve(key, close);
-                        return;
-                    }
+                if matches!(errno, libc::ENOSPC | libc::EDQUOT)
+                    && self.files.free_space(self.tasks[key].reserving_at)
+                {
+                    self.reserve(key);
+                    return;
                 }
                 let detail = format!("reserving space up to {}", self.tasks[key].reserved_end);
                 let at = Some(self.tasks[key].bytes.start);

@@ -27,14 +27,12 @@ pub(super) enum Job {
         part: usize,
         open: bool,
     },
-    /// Reserve space from the file's end up to `end`, after closing files whose space may come
-    /// free by that.
+    /// Reserve space from the file's end up to `end`.
     Reserve {
         task: usize,
         handle: Arc<FileHandle>,
         from: u64,
         end: u64,
-        close: Vec<Arc<FileHandle>>,
     },
     /// Set the length, or only ask for it.
     Length {
@@ -211,9 +209,7 @@ impl Shared {
                 handle,
                 from,
                 end,
-                close,
             } => {
-                drop(close);
                 let result = self.storage.reserve(&handle, from, end);
                 Some(Report::Reserved { task, result })
             }

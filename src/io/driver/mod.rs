@@ -46,6 +46,8 @@ use scheduler::{Scheduler, Services};
 
 /// Threads for system calls on files that can block.
 const METADATA_THREADS: usize = 2;
+/// Bounce blocks beyond the depth: hold what was read until it is copied, while the depth is kept.
+const ARRIVED_BLOCKS: usize = 8;
 /// Files resolved ahead of the oldest task that is not yet admitted.
 const WINDOW_MAX: usize = 128;
 /// Requests kept for reuse, and the largest list that is.
@@ -216,7 +218,7 @@ impl Driver {
         };
         let bounce = BouncePool::new(
             options.block_bytes.clamp(64 * KIB, MIB),
-            limits.depth,
+            limits.depth + ARRIVED_BLOCKS,
             options.pin,
             options.huge_pages,
         );
@@ -461,16 +463,19 @@ fn run(
             scheduler.report(report);
         }
         scheduler.decide();
-        scheduler.fill(backend);
+        let more = scheduler.fill(backend);
         if stopping && scheduler.is_idle() {
             // Buffers that came back meanwhile are dropped with the mailbox.
             return Ok(());
         }
         // ORDERING: sequentially consistent, see `Mailbox::wake`.
         mailbox.sleeping.store(true, Ordering::SeqCst);
-        let wait = mailbox.is_empty() && !scheduler.can_decide();
+        let busy = more || scheduler.can_decide() || scheduler.has_arrivals();
+        let wait = mailbox.is_empty() && !busy;
         backend.drive(wait, &mut reaped)?;
         mailbox.sleeping.store(false, Ordering::SeqCst);
+        // What arrived before: copied while what was just sent off is under way.
+        scheduler.deliver();
         for each in reaped.drain(..) {
             scheduler.reaped(each, backend);
         }

@@ -16,11 +16,11 @@ use slab::Slab;
 use super::bounce::BouncePool;
 use super::failed_ranges::FailedRanges;
 use super::files::FileTable;
-use super::flight::Flights;
+use super::flight::{Flight, Flights};
 use super::metadata::{Metadata, Report};
 use super::registration::RingSlots;
 use super::task::{Phase, Task, runs};
-use super::{Limits, Mailbox};
+use super::{ARRIVED_BLOCKS, Limits, Mailbox};
 use crate::base::observe::trace::Trace;
 use crate::base::units::round_down;
 use crate::io::counters::Counters;
@@ -59,6 +59,10 @@ pub(super) struct Scheduler {
     pub(super) writers: VecDeque<usize>,
     pub(super) flights: Flights,
     pub(super) bounce: BouncePool,
+    /// Blocks that were read and are not yet copied to where they belong.
+    pub(super) arrived: VecDeque<Flight>,
+    /// Bytes copied to bounce blocks since operations were last sent off.
+    pub(super) gathered_bytes: u64,
     /// When a writer was last admitted: files that were missing before may exist now.
     pub(super) writer_admitted_at: u64,
     /// Operations started since a writer last had its turn before readers.
@@ -110,6 +114,8 @@ impl Scheduler {
             readers: VecDeque::new(),
             writers: VecDeque::new(),
             bounce,
+            arrived: VecDeque::with_capacity(limits.depth + ARRIVED_BLOCKS),
+            gathered_bytes: 0,
             writer_admitted_at: 0,
             reads_in_a_row: 0,
             unopened: HashMap::new(),
@@ -210,7 +216,7 @@ impl Scheduler {
             Direction::Out if file.is_settling() => file.held.push(key),
             Direction::Out => {
                 file.writers += 1;
-                self.reserve(key, Vec::new());
+                self.reserve(key);
             }
         }
     }

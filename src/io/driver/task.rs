@@ -60,6 +60,8 @@ pub(super) struct Task {
     pub(super) done_bytes: u64,
     /// How far space was asked for.
     pub(super) reserved_end: u64,
+    /// When it was asked for.
+    pub(super) reserving_at: u64,
     /// One past the last byte that operations may have written, padding included.
     pub(super) written_end: u64,
     /// Every operation was planned; those in flight are the last.
@@ -102,6 +104,7 @@ impl Task {
             in_flight: 0,
             done_bytes: 0,
             reserved_end: 0,
+            reserving_at: 0,
             written_end: 0,
             planned: false,
             touched: false,

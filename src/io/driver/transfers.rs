@@ -7,14 +7,15 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::bounce::{gather, overlay, scatter, slice, zero};
 use super::flight::Flight;
 use super::scheduler::Scheduler;
 use crate::base::observe::events;
 use crate::base::observe::trace::Span;
-use crate::base::units::{round_down, to_usize};
+use crate::base::units::{MIB, round_down};
 use crate::io::backend::{Backend, Reaped, Transfer};
 use crate::io::planner::{self, Operation, Place};
-use crate::io::request::{Direction, Segment};
+use crate::io::request::Direction;
 use crate::io::storage::{Alignment, Errno};
 use crate::memory::MemoryRange;
 
@@ -25,6 +26,10 @@ const RETRIES_MAX: u32 = 256;
 const STALLS_MAX: u32 = 16;
 /// Reads between two writes while both wait.
 const READS_IN_A_ROW_MAX: u32 = 3;
+
+/// Bytes copied from or to bounce blocks before operations that could be in flight are sent off:
+/// the drive must not run dry while the driver copies.
+const COPY_BYTES: u64 = MIB;
 
 /// What trying to start an operation of a task came to.
 enum Started {
@@ -37,9 +42,14 @@ enum Started {
 }
 
 impl Scheduler {
-    /// Starts operations until the depth is reached or nothing can be started.
-    pub(super) fn fill(&mut self, backend: &mut dyn Backend) {
+    /// Starts operations until the depth is reached or nothing can be started; true where more
+    /// could be started, after what was is on its way.
+    pub(super) fn fill(&mut self, backend: &mut dyn Backend) -> bool {
+        self.gathered_bytes = 0;
         while !self.flights.is_full() {
+            if self.gathered_bytes >= COPY_BYTES {
+                return true;
+            }
             let reads_first = self.reads_in_a_row < READS_IN_A_ROW_MAX || self.writers.is_empty();
             let order = if reads_first {
                 [Direction::In, Direction::Out]
@@ -50,9 +60,10 @@ impl Scheduler {
                 .into_iter()
                 .any(|direction| self.fill_one(direction, backend))
             {
-                return;
+                return false;
             }
         }
+        false
     }
 
     /// Starts one operation of the oldest running task of a direction; false if there is none.
@@ -127,6 +138,7 @@ impl Scheduler {
                     let flight = self.flight_of(key, operation, memory, Some(block), None);
                     if task_writes(self, key) && !operation.read_first {
                         gather(&operation, segments, memory);
+                        self.gathered_bytes += operation.payload_bytes;
                     }
                     flight
                 }
@@ -167,6 +179,7 @@ impl Scheduler {
             stalls_count: 0,
             retries_count: 0,
             started: Instant::now(),
+            launched_at: 0,
             direct: self.files.files[self.tasks[task].file].direct,
         }
     }
@@ -176,6 +189,7 @@ impl Scheduler {
         let task = &mut self.tasks[flight.task];
         let file = &self.files.files[task.file];
         flight.direct = file.direct;
+        flight.launched_at = self.files.now();
         let direction = if flight.reading_first {
             Direction::In
         } else {
@@ -271,6 +285,10 @@ impl Scheduler {
                 self.counters.of(task.direction).retries.add(1);
                 true
             }
+            // Nothing was reserved: the file system cannot, or copies on write.
+            libc::ENOSPC | libc::EDQUOT if task.direction == Direction::Out => {
+                self.files.free_space(flight.launched_at)
+            }
             // Accepted at the open and refused at the transfer: some file systems do.
             libc::EINVAL | libc::EOPNOTSUPP if flight.direct => {
                 self.leave_direct(task.file, flight.task, errno)
@@ -317,21 +335,52 @@ impl Scheduler {
             self.launch(flight, backend);
             return;
         }
-        if flight.bounce.is_some() && task.direction == Direction::In {
-            scatter(&flight.operation, segments, flight.memory);
+        // The request may end with this, and is recycled only by its last owner.
+        drop(request);
+        self.landed(&flight);
+        if flight.bounce.is_some() && self.tasks[flight.task].direction == Direction::In {
+            // Copied when the next operations are on their way.
+            self.arrived.push_back(flight);
+        } else {
+            self.credit(&flight);
         }
+    }
+
+    /// Whether blocks that were read wait to be copied to where they belong.
+    pub(super) fn has_arrivals(&self) -> bool {
+        !self.arrived.is_empty()
+    }
+
+    /// Copies some of the blocks that were read.
+    pub(super) fn deliver(&mut self) {
+        let mut copied_bytes = 0;
+        while copied_bytes < COPY_BYTES {
+            let Some(flight) = self.arrived.pop_front() else {
+                return;
+            };
+            let task = &self.tasks[flight.task];
+            let request = &self.requests[task.request].request;
+            let segments = request.segments(&request.files[task.part]);
+            scatter(&flight.operation, segments, flight.memory);
+            copied_bytes += flight.operation.payload_bytes;
+            self.credit(&flight);
+        }
+    }
+
+    /// Counts what an operation has moved, and ends it.
+    fn credit(&mut self, flight: &Flight) {
+        let task = &mut self.tasks[flight.task];
+        let live = &mut self.requests[task.request];
         let payload_bytes = flight.operation.payload_bytes;
         task.done_bytes += payload_bytes;
         let counters = self.counters.of(task.direction);
         counters.operations.add(1);
         counters.bytes.add(payload_bytes);
-        self.requests[task.request].bytes_done += payload_bytes;
-        if let Some(sink) = &request.sink {
-            sink.progress(request.token, payload_bytes);
+        live.bytes_done += payload_bytes;
+        if let Some(sink) = &live.request.sink {
+            sink.progress(live.request.token, payload_bytes);
         }
-        // The request may end with this, and is recycled only by its last owner.
-        drop(request);
-        self.operation_over(&flight);
+        self.release(flight);
     }
 
     fn operation_failed(&mut self, flight: &Flight, errno: Errno) {
@@ -350,16 +399,27 @@ impl Scheduler {
         self.operation_over(flight);
     }
 
-    /// Nothing of an operation is in flight any more.
+    /// Nothing of an operation is in flight any more, and nothing of it is left to do.
     fn operation_over(&mut self, flight: &Flight) {
+        self.landed(flight);
+        self.release(flight);
+    }
+
+    /// Nothing of an operation is in flight any more.
+    fn landed(&self, flight: &Flight) {
+        let direction = self.tasks[flight.task].direction;
+        self.counters.of(direction).in_flight.sub(1);
+        self.counters.in_flight.sub(1);
+    }
+
+    /// Gives back what an operation held; its task may be over with it.
+    fn release(&mut self, flight: &Flight) {
         if let Some(block) = flight.bounce {
             self.bounce.give_back(block);
         }
         self.trace_operation(flight);
         let task = &mut self.tasks[flight.task];
         task.in_flight -= 1;
-        self.counters.of(task.direction).in_flight.sub(1);
-        self.counters.in_flight.sub(1);
         if task.in_flight == 0 && task.planned {
             self.operations_over(flight.task);
         }
@@ -387,63 +447,4 @@ impl Scheduler {
 
 fn task_writes(scheduler: &Scheduler, key: usize) -> bool {
     scheduler.tasks[key].direction == Direction::Out
-}
-
-/// The part of an operation's memory; INVARIANT: the planner stays inside its segments and blocks.
-fn slice(memory: MemoryRange, offset: u64, len_bytes: u64) -> MemoryRange {
-    let part = to_usize(offset).and_then(|offset| Ok((offset, to_usize(len_bytes)?)));
-    let part = part
-        .ok()
-        .and_then(|(offset, len)| memory.slice(offset, len));
-    debug_assert!(part.is_some(), "an operation outside of its memory");
-    part.unwrap_or(MemoryRange::EMPTY)
-}
-
-/// Fills an operation's block with the segments' bytes, and zeros between and behind them.
-fn gather(operation: &Operation, segments: &[Segment], block: MemoryRange) {
-    if operation.payload_bytes < operation.len_bytes {
-        zero(block);
-    }
-    overlay(operation, segments, block);
-}
-
-/// Copies the segments' bytes over an operation's block.
-fn overlay(operation: &Operation, segments: &[Segment], block: MemoryRange) {
-    planner::for_each_piece(
-        operation,
-        Direction::Out,
-        segments,
-        |at, segment, from, len| {
-            copy(
-                slice(block, at, len),
-                slice(segments[segment].memory, from, len),
-            );
-        },
-    );
-}
-
-/// Copies an operation's block to the segment it was read for.
-fn scatter(operation: &Operation, segments: &[Segment], block: MemoryRange) {
-    planner::for_each_piece(
-        operation,
-        Direction::In,
-        segments,
-        |at, segment, to, len| {
-            copy(
-                slice(segments[segment].memory, to, len),
-                slice(block, at, len),
-            );
-        },
-    );
-}
-
-/// Copies between ranges of one length; INVARIANT: both are.
-fn copy(to: MemoryRange, from: MemoryRange) {
-    let copied = to.stream_into(0, from);
-    debug_assert!(copied.is_ok(), "{copied:?}");
-}
-
-fn zero(range: MemoryRange) {
-    let zeroed = range.zero(0, range.len());
-    debug_assert!(zeroed.is_ok(), "{zeroed:?}");
 }
