@@ -399,6 +399,7 @@ fn plan(seed: u64) -> FaultPlan {
         delay_per_mille: rate(&[0, 200, 700]),
         metadata_per_mille: rate(&[0, 0, 20, 150]),
         refuse_direct: rate(&[0, 0, 1]) == 1,
+        refuse_reserve: rate(&[0, 0, 1]) == 1,
     }
 }
 
