@@ -2,14 +2,14 @@
 
 use std::ffi::c_void;
 use std::ptr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 
 use super::engine::{clear, tsw_engine};
 use super::guard::{self, Failure, Handle, Health};
 use super::log::UserData;
 use super::status::tsw_status;
-use crate::base::sync::lock;
+use crate::base::sync::{Mutex, lock};
 use crate::io::Engine;
 use crate::memory::{Buffer, ReleaseHook};
 
