@@ -137,7 +137,7 @@ impl Mailbox {
         lock(&self.intake).commands.is_empty() && lock(&self.reports).is_empty()
     }
 
-    /// Takes a request back after its end.
+    /// Takes a request back to be used again.
     fn recycle(&self, mut request: Arc<Request>) {
         let reusable = Arc::get_mut(&mut request)
             .is_some_and(|request| request.segments.capacity() <= POOLED_SEGMENTS_MAX);
@@ -147,6 +147,10 @@ impl Mailbox {
                 pool.push(request);
             }
         }
+    }
+
+    /// Notes that a request is over and its sink was told.
+    fn request_over(&self) {
         let mut live_count = lock(&self.live_count);
         *live_count -= 1;
         if *live_count == 0 {

@@ -314,6 +314,8 @@ impl Scheduler {
         if let Some(request) = exclusive {
             request.clear();
         }
+        // Before its end is told: whoever then submits the next one finds it.
+        self.mailbox.recycle(request);
         if let Some(sink) = sink {
             sink.complete(
                 token,
@@ -323,7 +325,7 @@ impl Scheduler {
                 },
             );
         }
-        self.mailbox.recycle(request);
+        self.mailbox.request_over();
     }
 
     /// Ends a request that was never taken in.
@@ -334,7 +336,7 @@ impl Scheduler {
                 Outcome::internal("the driver met a defect before this"),
             );
         }
-        self.mailbox.recycle(Arc::default());
+        self.mailbox.request_over();
     }
 
     /// Ends everything with an internal error, after a defect; nothing is in flight any more.
@@ -347,7 +349,7 @@ impl Scheduler {
                 );
             }
             self.counters.requests_in_flight.sub(1);
-            self.mailbox.recycle(Arc::default());
+            self.mailbox.request_over();
         }
     }
 }
