@@ -82,9 +82,10 @@ impl Scheduler {
                 self.feed_starved();
                 return false;
             }
-            // An earlier write may have made the file since a metadata thread looked.
-            Err(libc::ENOENT) if self.writer_admitted_at > self.tasks[task].resolved_at => {
-                self.resolve_again(task, true);
+            // An earlier write may have made, or opened, the file since a metadata thread looked:
+            // then this task's failure comes after what that write does.
+            Err(_) if self.writer_admitted_at > self.tasks[task].resolved_at => {
+                self.resolve_again(task, false);
             }
             // Deleted files that are open here may keep the last blocks and inodes.
             Err(libc::ENOSPC | libc::EDQUOT)
