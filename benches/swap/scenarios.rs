@@ -2,7 +2,7 @@
 
 use std::io::{Error, Result};
 
-use tensorswap::base::config::Policy;
+use tensorswap::base::config::EngineOptions;
 use tensorswap::memory::PinnedMemory;
 
 use crate::contestants::Contestant;
@@ -78,8 +78,8 @@ fn run_one(options: &Options, shape: &Shape, kind: Kind, table: &mut Table) -> R
     let mut files = Files::new(&directory, count, shape.file_bytes)?;
     // Dropped after the contestants, which use it.
     let memory = [
-        allocate(files.total_bytes())?,
-        allocate(files.total_bytes())?,
+        allocate(options, files.total_bytes())?,
+        allocate(options, files.total_bytes())?,
     ];
     // SAFETY: see above.
     let [mut content, target] = memory
@@ -151,9 +151,12 @@ fn order(count: usize, round: usize) -> Vec<usize> {
     order
 }
 
-fn allocate(bytes: usize) -> Result<PinnedMemory> {
+/// Memory as the options want it.
+fn allocate(options: &Options, bytes: usize) -> Result<PinnedMemory> {
     let len_bytes = u64::try_from(bytes).map_err(Error::other)?;
-    PinnedMemory::allocate(len_bytes, Policy::Prefer, Policy::Prefer).map_err(Error::other)
+    EngineOptions::from_config(&options.config)
+        .and_then(|engine| PinnedMemory::allocate(len_bytes, engine.pin, engine.huge_pages))
+        .map_err(Error::other)
 }
 
 fn large_contestants(
