@@ -13,7 +13,8 @@ use super::status::tsw_status;
 use super::tensor::tsw_tensor;
 use super::text;
 use super::ticket::tsw_ticket;
-use crate::io::Engine;
+use crate::base::observe::events;
+use crate::io::{Completion, Engine};
 
 /// Timeout of a function that waits: as long as it takes.
 pub const TSW_WAIT_FOREVER: u64 = u64::MAX;
@@ -123,6 +124,12 @@ pub unsafe extern "C" fn tsw_engine_free(engine: *mut tsw_engine) {
                 // Fails only after a defect; then nothing is under way any more.
                 let _poisoned = engine.quiesce(None);
                 engine.fence();
+                let mut tell = |completion: Completion| {
+                    if let Err(error) = completion.outcome {
+                        events::request_error_unseen(&error.to_string());
+                    }
+                };
+                let _nothing_to_tell = engine.poll(usize::MAX, &mut tell);
             }
             drop(handle);
         });

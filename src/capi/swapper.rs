@@ -236,8 +236,8 @@ pub unsafe extern "C" fn tsw_swapper_has_buffers(swapper: *const tsw_swapper) ->
 /// Ownership: both lists are copied; the memory is the caller's again.
 /// Threads: one at a time for each swapper.
 /// Errors: NO_BUFFERS; DTYPE_MISMATCH; INVALID_ARGUMENT and NULL_ARGUMENT as with
-/// `tsw_engine_swap_out`, all before anything is staged; BUSY; SHUT_DOWN; and what an earlier write
-/// to one of the paths said.
+/// `tsw_engine_swap_out`, all before anything is staged; BUSY; SHUT_DOWN. What an
+/// earlier write to one of the paths said does not stop a new one, which mends it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tsw_swapper_swap_out(
     swapper: *mut tsw_swapper,

@@ -151,6 +151,7 @@ impl Engine {
         self.check()?;
         // ORDERING: relaxed; see `check_open`.
         self.core.shut_down.store(true, Ordering::Relaxed);
+        self.core.driver.shut_down();
         self.quiesce(timeout)
     }
 
@@ -342,6 +343,12 @@ impl Engine {
                 self.core.driver.discard(request);
                 error
             })
+    }
+
+    /// Whether a buffer was made by this engine.
+    pub(crate) fn owns(&self, buffer: &Buffer) -> bool {
+        let known = self.core.registry.buffers();
+        known.iter().any(|other| other.is_same(buffer))
     }
 
     /// The registered buffer around a range of memory.

@@ -114,7 +114,7 @@ impl Swapper {
         }
         for (index, buffer) in buffers.iter().enumerate() {
             let range = buffer.range();
-            if self.engine.find_buffer(range).is_none() {
+            if !self.engine.owns(buffer) {
                 return Err(Error::invalid(format!(
                     "buffer {index} is another engine's"
                 )));

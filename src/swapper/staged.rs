@@ -102,10 +102,11 @@ impl Staged {
     pub(super) fn find(&self, path: &CStr, file_offset: u64, len: usize) -> Option<MemoryRange> {
         let bytes = path.to_bytes_with_nul();
         let hash = hash_of(bytes);
-        let newest =
-            self.entries.iter().rev().find(|entry| {
-                entry.path_hash == hash && &self.paths[entry.path.clone()] == bytes
-            })?;
+        // Only the very last path: one staged after it may be another name of the same file.
+        let newest = self
+            .entries
+            .last()
+            .filter(|entry| entry.path_hash == hash && &self.paths[entry.path.clone()] == bytes)?;
         let skip = usize::try_from(file_offset.checked_sub(newest.file_offset)?).ok()?;
         let inside = skip.checked_add(len)?;
         let held = usize::try_from(newest.len_bytes).ok()?;

@@ -94,6 +94,19 @@ pub fn panicked(message: &str) {
     tracing::error!(name: "panicked", target: ROOT, defect = message, "a defect was met");
 }
 
+/// The ring did not let go of a registered buffer.
+pub fn slot_not_cleared(slot: u16, errno: i32) {
+    let errno = errno_name(errno);
+    tracing::error!(name: "slot_not_cleared", target: IO, slot, errno = &*errno,
+        "the ring did not let go of a buffer; its pages stay pinned until the engine is freed");
+}
+
+/// An engine was freed with the completion of a failed request undelivered.
+pub fn request_error_unseen(error: &str) {
+    tracing::error!(name: "request_error_unseen", target: IO, error,
+        "a request failed and nobody waited for it before the engine was freed");
+}
+
 /// A path as a field; bytes that are not UTF-8 are replaced.
 fn text_of(path: &[u8]) -> Cow<'_, str> {
     String::from_utf8_lossy(path)

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use io_uring::{IoUring, opcode, squeue, types};
 
 use super::{Backend, Reaped, Transfer, Wake};
+use crate::base::observe::events;
 use crate::io::request::Direction;
 use crate::io::storage::{Errno, FileHandle};
 use crate::memory::MemoryRange;
@@ -149,6 +150,8 @@ fn set_up(entries: u32, sqpoll: bool) -> std::io::Result<(IoUring, &'static str)
         .setup_single_issuer()
         .setup_defer_taskrun()
         .setup_coop_taskrun()
+        // Lets an enter that does not wait see that completions are to be had.
+        .setup_taskrun_flag()
         .build(entries);
     match modern {
         Ok(ring) => Ok((ring, "SINGLE_ISSUER, DEFER_TASKRUN, COOP_TASKRUN")),
@@ -195,8 +198,12 @@ impl Backend for UringBackend {
 
     fn drive(&mut self, wait: bool, reaped: &mut Vec<Reaped>) -> Result<(), Errno> {
         let before = reaped.len();
+        let armed = self.wake_armed;
         self.reap(reaped);
-        let wait = wait && reaped.len() == before;
+        // A wake-up that was just reaped counts: whoever rang believes us awake and will not ring
+        // again.
+        let woken = armed && !self.wake_armed;
+        let wait = wait && !woken && reaped.len() == before;
         if wait {
             self.arm_wake();
         }
@@ -254,7 +261,10 @@ impl Backend for UringBackend {
                 .submitter()
                 .register_buffers_update(u32::from(slot), &[empty], None)
         };
-        debug_assert!(cleared.is_ok(), "clearing a ring slot failed: {cleared:?}");
+        if let Err(error) = cleared {
+            // The kernel keeps the pages until the ring is closed; nothing is written to them.
+            events::slot_not_cleared(slot, errno_of(&error));
+        }
     }
 }
 

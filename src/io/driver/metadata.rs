@@ -158,8 +158,21 @@ impl Drop for Metadata {
     }
 }
 
+/// Tells the driver when its thread panics: reports are lost then, and requests would wait for
+/// ever.
+struct Alarm<'a>(&'a Mailbox);
+
+impl Drop for Alarm<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.break_down();
+        }
+    }
+}
+
 impl Shared {
     fn run(&self) {
+        let _alarm = Alarm(&self.mailbox);
         crate::sys::block_signals();
         let mut jobs = Vec::with_capacity(BATCH);
         let mut reports = Vec::with_capacity(BATCH);

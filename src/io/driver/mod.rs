@@ -97,8 +97,12 @@ pub(crate) struct Mailbox {
     pool: Mutex<Vec<Arc<Request>>>,
     /// Requests submitted and not over.
     live_count: Mutex<usize>,
+    /// No request is taken any more; changed and read under the lock of `live_count`.
+    shut_down: AtomicBool,
     idle: Condvar,
     poisoned: AtomicBool,
+    /// A metadata thread panicked: a report is missing for ever.
+    broken: AtomicBool,
 }
 
 impl Mailbox {
@@ -131,6 +135,14 @@ impl Mailbox {
             lock(&self.reports).append(reports);
             self.wake();
         }
+    }
+
+    /// Makes the driver give up: a metadata thread will not report.
+    fn break_down(&self) {
+        // ORDERING: release pairs with the acquire in `run`; sequentially consistent against its
+        // look before it sleeps, as in `wake`.
+        self.broken.store(true, Ordering::SeqCst);
+        self.wake();
     }
 
     fn is_empty(&self) -> bool {
@@ -299,7 +311,14 @@ impl Driver {
         &self,
         request: Arc<Request>,
     ) -> std::result::Result<(), (Error, Arc<Request>)> {
-        *lock(&self.mailbox.live_count) += 1;
+        {
+            let mut live_count = lock(&self.mailbox.live_count);
+            // ORDERING: relaxed; the lock orders it.
+            if self.mailbox.shut_down.load(Ordering::Relaxed) {
+                return Err((Error::ShutDown, request));
+            }
+            *live_count += 1;
+        }
         match self.mailbox.send(Command::Submit(request)) {
             Ok(()) => Ok(()),
             Err(command) => {
@@ -319,6 +338,13 @@ impl Driver {
                 }
             }
         }
+    }
+
+    /// Takes no request from now on; those taken before count for `wait_idle`.
+    pub(crate) fn shut_down(&self) {
+        let _live_count = lock(&self.mailbox.live_count);
+        // ORDERING: relaxed; the lock orders it.
+        self.mailbox.shut_down.store(true, Ordering::Relaxed);
     }
 
     /// Registers a buffer with the backend and waits for that.
@@ -401,9 +427,11 @@ impl Drop for Driver {
 /// Runs the driver; a panic ends every request with an error instead of the process.
 fn run_guarded(mut scheduler: Scheduler, backend: Box<dyn Backend>, mailbox: &Mailbox) {
     let mut backend = Some(backend);
+    // Outside of the loop, so that a panic loses none of them.
+    let mut commands = VecDeque::new();
     let ended = catch_unwind(AssertUnwindSafe(|| {
         if let Some(backend) = backend.as_deref_mut() {
-            run(&mut scheduler, backend, mailbox)
+            run(&mut scheduler, backend, mailbox, &mut commands)
         } else {
             Ok(())
         }
@@ -414,7 +442,8 @@ fn run_guarded(mut scheduler: Scheduler, backend: Box<dyn Backend>, mailbox: &Ma
     let left = {
         let mut intake = lock(&mailbox.intake);
         intake.closed = true;
-        std::mem::take(&mut intake.commands)
+        commands.append(&mut intake.commands);
+        commands
     };
     if !matches!(ended, Ok(Ok(()))) {
         let errno = ended.ok().and_then(std::result::Result::err);
@@ -441,15 +470,19 @@ fn run(
     scheduler: &mut Scheduler,
     backend: &mut dyn Backend,
     mailbox: &Mailbox,
+    commands: &mut VecDeque<Command>,
 ) -> std::result::Result<(), Errno> {
-    let mut commands = VecDeque::new();
     let mut reports = Vec::new();
     let mut reaped: Vec<Reaped> = Vec::with_capacity(scheduler.limits.depth);
     let mut stopping = false;
     loop {
-        std::mem::swap(&mut commands, &mut lock(&mailbox.intake).commands);
+        std::mem::swap(commands, &mut lock(&mailbox.intake).commands);
         std::mem::swap(&mut reports, &mut *lock(&mailbox.reports));
-        for command in commands.drain(..) {
+        // ORDERING: acquire pairs with the release in `Mailbox::break_down`.
+        if mailbox.broken.load(Ordering::Acquire) {
+            return Err(libc::EIO);
+        }
+        while let Some(command) = commands.pop_front() {
             match command {
                 Command::Submit(request) => scheduler.submit(request),
                 Command::Register { buffer, reply } => {
@@ -474,7 +507,8 @@ fn run(
         }
         // ORDERING: sequentially consistent, see `Mailbox::wake`.
         mailbox.sleeping.store(true, Ordering::SeqCst);
-        let busy = more || scheduler.can_decide() || scheduler.has_arrivals();
+        let broken = mailbox.broken.load(Ordering::SeqCst);
+        let busy = more || broken || scheduler.can_decide() || scheduler.has_arrivals();
         let wait = mailbox.is_empty() && !busy;
         backend.drive(wait, &mut reaped)?;
         mailbox.sleeping.store(false, Ordering::SeqCst);
