@@ -13,6 +13,7 @@ mod engine;
 mod json;
 mod keys;
 mod nearest;
+mod optimizer;
 mod parse;
 
 use std::collections::BTreeMap;
@@ -20,6 +21,9 @@ use std::collections::BTreeMap;
 use super::error::{Error, Result};
 
 pub use engine::{BackendChoice, DirectIo, EngineOptions, Policy};
+pub use optimizer::{
+    ChecksumMode, GradientPlace, GradientType, OptimizerOptions, Rounding, StoreMode, SyncMode,
+};
 pub use keys::{Key, Object, keys};
 pub use parse::{Bounds, Directory, Kind};
 use parse::{Value, shown};
