@@ -1,6 +1,6 @@
 //! `tsw_swapper`: the `AsyncTensorSwapper`.
 
-use std::ffi::c_char;
+use std::ffi::{CStr, c_char};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use super::buffer::{take_back, tsw_buffer};
@@ -16,6 +16,7 @@ use super::text::{self, Name, name};
 use super::timer::tsw_timer;
 use crate::base::dtype::Dtype;
 use crate::base::error::Error;
+use crate::io::Tensor;
 use crate::memory::Buffer;
 use crate::swapper::Swapper;
 
@@ -246,16 +247,7 @@ pub unsafe extern "C" fn tsw_swapper_swap_out(
     count: usize,
 ) -> tsw_status {
     // SAFETY: the caller's handle and lists.
-    unsafe {
-        guard::with(swapper.cast_const(), |swapper| {
-            if count == 0 {
-                return Ok(());
-            }
-            list::with_list(tensors, paths, count, |tensors, paths| {
-                Ok(swapper.swapper.swap_out(tensors, paths)?)
-            })
-        })
-    }
+    unsafe { swap(swapper, tensors, paths, count, Swapper::swap_out) }
 }
 
 /// Read tensors; the data is there when this returns.
@@ -275,13 +267,28 @@ pub unsafe extern "C" fn tsw_swapper_swap_in(
     count: usize,
 ) -> tsw_status {
     // SAFETY: the caller's handle and lists.
+    unsafe { swap(swapper, tensors, paths, count, Swapper::swap_in) }
+}
+
+/// Moves a list of tensors one way or the other; an empty one without a look at the swapper.
+///
+/// # Safety
+/// `swapper` is NULL or a live handle, the lists as [`list::with_list`] demands.
+unsafe fn swap(
+    swapper: *mut tsw_swapper,
+    tensors: *const tsw_tensor,
+    paths: *const *const c_char,
+    count: usize,
+    direction: fn(&Swapper, &[Tensor], &[&CStr]) -> Result<(), Error>,
+) -> tsw_status {
+    // SAFETY: this function's contract.
     unsafe {
         guard::with(swapper.cast_const(), |swapper| {
             if count == 0 {
                 return Ok(());
             }
             list::with_list(tensors, paths, count, |tensors, paths| {
-                Ok(swapper.swapper.swap_in(tensors, paths)?)
+                Ok(direction(&swapper.swapper, tensors, paths)?)
             })
         })
     }
