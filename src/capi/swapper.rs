@@ -12,8 +12,8 @@ use super::record::Record;
 use super::status::tsw_status;
 use super::swapper_stats::tsw_swapper_stats;
 use super::tensor::tsw_tensor;
-use super::text::{self, Name, name};
-use super::timer::tsw_timer;
+use super::text::{Name, name};
+use super::timer::{self, tsw_timer};
 use crate::base::dtype::Dtype;
 use crate::base::error::Error;
 use crate::io::Tensor;
@@ -279,7 +279,7 @@ unsafe fn swap(
     tensors: *const tsw_tensor,
     paths: *const *const c_char,
     count: usize,
-    direction: fn(&Swapper, &[Tensor], &[&CStr]) -> Result<(), Error>,
+    direction: impl FnOnce(&Swapper, &[Tensor], &[&CStr]) -> Result<(), Error>,
 ) -> tsw_status {
     // SAFETY: this function's contract.
     unsafe {
@@ -430,18 +430,7 @@ pub unsafe extern "C" fn tsw_swapper_timer_names(
     unsafe {
         guard::value(swapper, 0, |swapper| {
             let have_run = swapper.swapper.timer_names();
-            let names = TIMERS.iter().filter(|timer| {
-                let timer = timer.split(|byte| *byte == 0).next().unwrap_or_default();
-                have_run.iter().any(|name| name.as_bytes() == timer)
-            });
-            let mut count = 0;
-            for timer in names {
-                if count < cap && !names_out.is_null() {
-                    names_out.add(count).write(timer.as_ptr().cast());
-                }
-                count += 1;
-            }
-            Ok(count)
+            Ok(timer::list(&TIMERS, &have_run, names_out, cap))
         })
     }
 }
@@ -463,14 +452,7 @@ pub unsafe extern "C" fn tsw_swapper_get_timer(
     unsafe {
         let record = Record::open(inout, "inout");
         guard::with(swapper, |swapper| {
-            let record = record?;
-            let name = text::input(name, "name")?.to_string_lossy();
-            let timer = swapper
-                .swapper
-                .timer(&name)
-                .ok_or_else(|| Failure::invalid(format!("no timer is called {name}")))?;
-            record.write(timer.into());
-            Ok(())
+            timer::fill(record, name, |name| swapper.swapper.timer(name))
         })
     }
 }
