@@ -46,15 +46,15 @@ fn programs() -> Vec<PathBuf> {
         );
     }
     programs.sort();
-    assert!(programs.len() >= 18, "programs are missing: {programs:?}");
+    assert!(programs.len() >= 24, "programs are missing: {programs:?}");
     programs
 }
 
 /// What a program is given: the model is trained shortly, and under sanitizers a tiny one.
 fn arguments(program: &Path, checked: Checked) -> &'static [&'static str] {
     match (program.file_stem().unwrap().to_str().unwrap(), checked) {
-        ("train_text", Checked::Plain) => &["--steps", "40", "--verify"],
-        ("train_text", Checked::Sanitized) => &["--steps", "4", "--hidden", "136", "--verify"],
+        ("train_adam", Checked::Plain) => &["--steps", "20", "--threads", "3", "--verify"],
+        ("train_adam", Checked::Sanitized) => &["--steps", "4", "--hidden", "136", "--verify"],
         _ => &[],
     }
 }
