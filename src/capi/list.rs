@@ -82,6 +82,17 @@ pub(super) unsafe fn with_tensors<R>(
     })
 }
 
+/// A caller's tensor, which it calls `argument`, checked.
+///
+/// # Safety
+/// `tensor` is NULL or a tensor whose memory is as [`Tensor::new`] demands.
+pub(super) unsafe fn tensor(tensor: *const tsw_tensor, argument: &'static str) -> Outcome<Tensor> {
+    // SAFETY: this function's contract.
+    let tensor = unsafe { tensor.as_ref() }.ok_or_else(|| Failure::null(argument))?;
+    // SAFETY: the caller vouches for the memory of its tensor.
+    unsafe { tensor.checked() }.map_err(|failure| failure.of(argument))
+}
+
 /// A caller's numbers, which it calls `argument`, as they are.
 ///
 /// # Safety

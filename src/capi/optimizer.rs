@@ -266,11 +266,8 @@ pub unsafe extern "C" fn tsw_optimizer_read_state(
     unsafe {
         guard::with(optimizer.cast_const(), |optimizer| {
             let state = text::name_input(state, "state")?;
-            list::with_tensors(destination, "destination", 1, |tensors| {
-                tensors.iter().try_for_each(|destination| {
-                    Ok(optimizer.optimizer.read_state(id, state, destination)?)
-                })
-            })
+            let destination = list::tensor(destination, "destination")?;
+            Ok(optimizer.optimizer.read_state(id, state, &destination)?)
         })
     }
 }
@@ -294,11 +291,8 @@ pub unsafe extern "C" fn tsw_optimizer_write_state(
     unsafe {
         guard::with(optimizer.cast_const(), |optimizer| {
             let state = text::name_input(state, "state")?;
-            list::with_tensors(source, "source", 1, |tensors| {
-                tensors.iter().try_for_each(|source| {
-                    Ok(optimizer.optimizer.write_state(id, state, source)?)
-                })
-            })
+            let source = list::tensor(source, "source")?;
+            Ok(optimizer.optimizer.write_state(id, state, &source)?)
         })
     }
 }
