@@ -1844,7 +1844,7 @@ tsw_status tsw_optimizer_discard_gradients(tsw_optimizer *optimizer);
  * Ownership: the memory that the view shows is the optimizer's, lent.
  * Threads: one at a time for each optimizer.
  * Errors: BUSY naming the parameter where it is in already, another one was announced, or a step is
- * open; NO_BUFFERS with `views_max` parameters in; BUDGET with the bytes needed where `pinned_bytes`
+ * open; INVALID_ARGUMENT for a `next_id` that is `id`; NO_BUFFERS with `views_max` parameters in; BUDGET with the bytes needed where `pinned_bytes`
  * is too small; UNKNOWN_PARAMETER; CHECKSUM where storage does not hold what was written; what an
  * earlier write-back of the parameter, or storage, has to say; NULL_ARGUMENT. `inout->id` is then
  * `TSW_NO_PARAMETER` and the parameter is not in.
@@ -1875,8 +1875,8 @@ tsw_status tsw_optimizer_swap_out_state(tsw_optimizer *optimizer,
 /**
  * Give a parameter's memory up without writing it.
  *
- * For one that was not changed, or one that was announced as the next and is not wanted after all.
- * What was written into its view is lost. Its gradient stays.
+ * For one that was announced as the next and is not wanted after all, or one that was only looked
+ * at: the caller vouches that nothing in the view was changed. Its gradient stays.
  *
  * Ownership: the memory of the view is the optimizer's again.
  * Threads: one at a time for each optimizer.
@@ -1923,8 +1923,8 @@ tsw_status tsw_optimizer_step_next(tsw_optimizer *optimizer,
 /**
  * Give a parameter back.
  *
- * With `changed` 1 it is written back in the background; with 0 nothing is written, and the record
- * stays what it was before the step, whatever was done to the view.
+ * With `changed` 1 it is written back in the background; with 0 the caller vouches that nothing in
+ * the view was changed, and nothing is written.
  *
  * Ownership: the memory of the view is the optimizer's again.
  * Threads: any, concurrently; it need not be the thread that got the view.
@@ -2048,7 +2048,7 @@ tsw_status tsw_optimizer_get_stats(const tsw_optimizer *optimizer,
  * Writes at most `cap` names to `names_out`, which may be NULL where `cap` is 0. The names are
  * DeepSpeed's: "swap_in_state", "swap_out_state", "swap_out_gradient", "async_swap_in_state",
  * "async_swap_out_state", "async_swap_gradient_wait", "swap_init_write" and
- * "unswapped_read_gradients".
+ * "unswapped_read_gradients"; and "commit".
  *
  * Ownership: the names are the library's and live as long as it is loaded.
  * Threads: any, concurrently. Returns 0 for NULL.

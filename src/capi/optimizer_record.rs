@@ -16,7 +16,7 @@ use super::status::tsw_status;
 /// Ownership: the memory that the view shows is the optimizer's, lent.
 /// Threads: one at a time for each optimizer.
 /// Errors: BUSY naming the parameter where it is in already, another one was announced, or a step is
-/// open; NO_BUFFERS with `views_max` parameters in; BUDGET with the bytes needed where `pinned_bytes`
+/// open; INVALID_ARGUMENT for a `next_id` that is `id`; NO_BUFFERS with `views_max` parameters in; BUDGET with the bytes needed where `pinned_bytes`
 /// is too small; UNKNOWN_PARAMETER; CHECKSUM where storage does not hold what was written; what an
 /// earlier write-back of the parameter, or storage, has to say; NULL_ARGUMENT. `inout->id` is then
 /// `TSW_NO_PARAMETER` and the parameter is not in.
@@ -68,8 +68,8 @@ pub unsafe extern "C" fn tsw_optimizer_swap_out_state(
 
 /// Give a parameter's memory up without writing it.
 ///
-/// For one that was not changed, or one that was announced as the next and is not wanted after all.
-/// What was written into its view is lost. Its gradient stays.
+/// For one that was announced as the next and is not wanted after all, or one that was only looked
+/// at: the caller vouches that nothing in the view was changed. Its gradient stays.
 ///
 /// Ownership: the memory of the view is the optimizer's again.
 /// Threads: one at a time for each optimizer.

@@ -131,7 +131,7 @@ pub unsafe extern "C" fn tsw_optimizer_get_stats(
 }
 
 /// The timers of an optimizer, as C reads their names.
-static TIMERS: [Name; 8] = [
+static TIMERS: [Name; 9] = [
     name("swap_in_state"),
     name("swap_out_state"),
     name("swap_out_gradient"),
@@ -140,6 +140,7 @@ static TIMERS: [Name; 8] = [
     name("async_swap_gradient_wait"),
     name("swap_init_write"),
     name("unswapped_read_gradients"),
+    name("commit"),
 ];
 
 /// List the timers of an optimizer that have run, and return how many there are.
@@ -147,7 +148,7 @@ static TIMERS: [Name; 8] = [
 /// Writes at most `cap` names to `names_out`, which may be NULL where `cap` is 0. The names are
 /// DeepSpeed's: "swap_in_state", "swap_out_state", "swap_out_gradient", "async_swap_in_state",
 /// "async_swap_out_state", "async_swap_gradient_wait", "swap_init_write" and
-/// "unswapped_read_gradients".
+/// "unswapped_read_gradients"; and "commit".
 ///
 /// Ownership: the names are the library's and live as long as it is loaded.
 /// Threads: any, concurrently. Returns 0 for NULL.

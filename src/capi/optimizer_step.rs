@@ -81,8 +81,8 @@ pub unsafe extern "C" fn tsw_optimizer_step_next(
 
 /// Give a parameter back.
 ///
-/// With `changed` 1 it is written back in the background; with 0 nothing is written, and the record
-/// stays what it was before the step, whatever was done to the view.
+/// With `changed` 1 it is written back in the background; with 0 the caller vouches that nothing in
+/// the view was changed, and nothing is written.
 ///
 /// Ownership: the memory of the view is the optimizer's again.
 /// Threads: any, concurrently; it need not be the thread that got the view.

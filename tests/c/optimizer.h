@@ -100,7 +100,9 @@ static inline void update_view(const tsw_parameter_view *view)
 {
     float *const states[STATES] = {view->states[MASTER].data, view->states[EXP_AVG].data,
                                    view->states[EXP_AVG_SQ].data};
-    update(states, view->gradient.data, view->numel);
+    EXPECT(view->gradient.data != NULL);
+    if (view->gradient.data != NULL)
+        update(states, view->gradient.data, view->numel);
 }
 
 /* A step over everything in which nothing changes: the object works. */

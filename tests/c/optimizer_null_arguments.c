@@ -111,7 +111,7 @@ static void no_argument(tsw_engine *engine, tsw_optimizer *optimizer)
     EXPECT_NULL(tsw_optimizer_get_stats(optimizer, NULL), "inout");
     EXPECT_NULL(tsw_optimizer_get_timer(optimizer, NULL, &timer), "name");
     EXPECT_NULL(tsw_optimizer_get_timer(optimizer, "swap_in_state", NULL), "inout");
-    EXPECT(tsw_optimizer_timer_names(optimizer, NULL, 0) <= 8);
+    EXPECT(tsw_optimizer_timer_names(optimizer, NULL, 0) <= 9);
     EXPECT_USABLE(optimizer);
 }
 

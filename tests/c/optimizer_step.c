@@ -144,7 +144,7 @@ static void check_figures(const tsw_optimizer *optimizer)
     EXPECT(stats.pinned_computed_bytes >= stats.pinned_peak_bytes);
     EXPECT(stats.written_bytes >= 300050 * sizeof(float) && stats.checksum_errors_count == 0);
     EXPECT(stats.step_ns > 0 && stats.update_ns > 0);
-    EXPECT(len > 0 && len <= 8);
+    EXPECT(len > 0 && len <= 9);
     for (size_t i = 0; i < len && i < 16; i++) {
         EXPECT_STATUS(tsw_optimizer_get_timer(optimizer, names[i], &timer), TSW_OK);
         EXPECT(timer.count > 0 && timer.min_ns <= timer.max_ns);
