@@ -26,6 +26,8 @@ pub(crate) mod version;
 
 #[cfg(test)]
 mod replay_tests;
+#[cfg(test)]
+mod store_tests;
 
 pub(crate) use fuzz::read_any_log;
 pub use layout::STATES_MAX;
