@@ -25,6 +25,8 @@ mod table;
 pub(crate) mod version;
 
 #[cfg(test)]
+mod power_cut_tests;
+#[cfg(test)]
 mod replay_tests;
 #[cfg(test)]
 mod store_tests;
