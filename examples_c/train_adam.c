@@ -375,10 +375,10 @@ static int run_begin(struct training *training)
     return good;
 }
 
-/* On a terminal one line that is rewritten ten times a second, else ten lines in all. */
+/* On a terminal one line that is rewritten ten times a second, else five lines in all. */
 static void show_progress(struct training *training)
 {
-    const long steps = training->options->steps, every = steps < 10 ? 1 : steps / 10;
+    const long steps = training->options->steps, every = steps < 5 ? 1 : steps / 5;
     const int terminal = isatty(STDOUT_FILENO), step = training->step;
     const int last = step == steps || interrupted;
     const uint64_t now = now_ns();
