@@ -1,5 +1,6 @@
 //! The optimizer swapper.
 
+mod gradients;
 mod optimizer;
 mod stats;
 mod view;

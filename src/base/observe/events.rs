@@ -16,6 +16,8 @@ pub const CONFIG: &str = "tensorswap::config";
 pub const SWAPPER: &str = "tensorswap::swapper";
 /// The engine: requests, files, backends.
 pub const IO: &str = "tensorswap::io";
+/// Target of events of the optimizer.
+pub const OPTIMIZER: &str = "tensorswap::optimizer";
 
 /// A known key was given and has no effect.
 pub fn config_key_ignored(key: &str, reason: &str) {
@@ -105,6 +107,13 @@ pub fn slot_not_cleared(slot: u16, errno: i32) {
 pub fn request_error_unseen(error: &str) {
     tracing::error!(name: "request_error_unseen", target: IO, error,
         "a request failed and nobody waited for it before the engine was freed");
+}
+
+/// A file with gradients could not be removed.
+pub fn gradient_file_left(path: &[u8], errno: i32) {
+    let (path, errno) = (text_of(path), errno_name(errno));
+    tracing::warn!(name: "gradient_file_left", target: OPTIMIZER, path = &*path, errno = &*errno,
+        "a file with gradients could not be removed");
 }
 
 /// A path as a field; bytes that are not UTF-8 are replaced.
