@@ -89,7 +89,18 @@ impl Optimizer {
     }
 
     fn timers(&self) -> impl Iterator<Item = (&'static str, TimerSnapshot)> {
-        self.shared.figures.timers().chain(self.gradients.timers())
+        let gradients = self.gradients.timers();
+        self.shared.figures.timers().chain([
+            ("swap_out_gradient", gradients.swap_out_gradient.snapshot()),
+            (
+                "async_swap_gradient_wait",
+                gradients.async_swap_gradient_wait.snapshot(),
+            ),
+            (
+                "unswapped_read_gradients",
+                gradients.unswapped_read_gradients.snapshot(),
+            ),
+        ])
     }
 }
 
