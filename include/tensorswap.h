@@ -1652,9 +1652,9 @@ void tsw_optimizer_free(tsw_optimizer *optimizer);
  * Ownership: the name is copied. It is UTF-8 text of at most 4096 bytes.
  * Threads: one at a time for each optimizer.
  * Errors: SIZE_MISMATCH where the store has another state at this place, with both in the message;
- * UNSUPPORTED where there is no conversion between the types; INVALID_ARGUMENT for a name used
- * twice, too many states, a state 0 that is not f32, f16 or bf16, an unknown type, or a state after
- * the first parameter; NULL_ARGUMENT; BUSY. Nothing has changed then.
+ * UNSUPPORTED where there is no conversion between the types, or for a state 0 that is not f32, f16
+ * or bf16; INVALID_ARGUMENT for a name used twice or unfit, too many states, an unknown type, or a
+ * state after the first parameter; NULL_ARGUMENT; BUSY. Nothing has changed then.
  */
 tsw_status tsw_optimizer_add_state(tsw_optimizer *optimizer,
                                    const char *name,
