@@ -19,6 +19,7 @@ mod stats;
 mod storage;
 pub mod tensor;
 mod ticket;
+mod waiting;
 
 pub use backend::fault::FaultPlan;
 pub use engine::Engine;

@@ -17,6 +17,15 @@ pub const SWAPPER: &str = "tensorswap::swapper";
 /// The engine: requests, files, backends.
 pub const IO: &str = "tensorswap::io";
 
+/// The optimizer swapper.
+pub const OPTIMIZER: &str = "tensorswap::optimizer";
+
+/// A commit in the background failed.
+pub fn commit_failed(error: &str) {
+    tracing::error!(name: "commit_failed", target: OPTIMIZER, error,
+        "a commit failed; the next call goes back to the last durable step");
+}
+
 /// A known key was given and has no effect.
 pub fn config_key_ignored(key: &str, reason: &str) {
     tracing::info!(name: "config_key_ignored", target: CONFIG, key, reason,
