@@ -20,3 +20,9 @@ pub mod optimizer;
 mod store;
 pub mod swapper;
 pub mod sys;
+
+/// Reads any bytes as the log of a store: what the fuzzer in `fuzz/` calls.
+#[doc(hidden)]
+pub fn fuzz_store_log(bytes: &[u8]) {
+    store::read_any_log(bytes);
+}

@@ -14,6 +14,7 @@ use super::start;
 use super::stats::EngineStats;
 use super::tensor::Tensor;
 use super::ticket::{Completion, Ticket, Tickets};
+use super::witness::Witness;
 use crate::base::config::{Config, EngineOptions};
 use crate::base::error::{Error, Result};
 use crate::base::observe::events;
@@ -44,6 +45,7 @@ struct Core {
     options: EngineOptions,
     open_files_max: usize,
     backend: BackendFacts,
+    witness: Option<Arc<Witness>>,
     /// Lists submitted so far: names the groups of [`Request`]s.
     groups: AtomicU64,
     shut_down: AtomicBool,
@@ -82,15 +84,25 @@ impl Engine {
     /// # Errors
     /// As [`Engine::new`].
     pub fn with_faults(config: &Config, plan: FaultPlan) -> Result<Engine> {
-        Engine::start(config, Some(plan))
+        Engine::start(config, Some((plan, None)))
     }
 
-    fn start(config: &Config, plan: Option<FaultPlan>) -> Result<Engine> {
+    /// Starts an engine on which faults strike, and that tells a witness what it writes, for
+    /// tests.
+    ///
+    /// # Errors
+    /// As [`Engine::new`].
+    pub fn with_witness(config: &Config, plan: FaultPlan, witness: Arc<Witness>) -> Result<Engine> {
+        Engine::start(config, Some((plan, Some(witness))))
+    }
+
+    fn start(config: &Config, faults: Option<(FaultPlan, Option<Arc<Witness>>)>) -> Result<Engine> {
+        let witness = faults.as_ref().and_then(|(_, witness)| witness.clone());
         let options = EngineOptions::from_config(config)?;
         let open_files_max = start::open_files_max(&options);
         let counters = Arc::new(Counters::default());
         let (driver, backend) =
-            start::driver(&options, open_files_max, plan, Arc::clone(&counters))?;
+            start::driver(&options, open_files_max, faults, Arc::clone(&counters))?;
         // ORDERING: relaxed; only uniqueness matters.
         let salt = ENGINES_MADE.fetch_add(1, Ordering::Relaxed);
         let tickets = Tickets::new(options.tickets_max, u32::try_from(salt % 4096).unwrap_or(0));
@@ -105,6 +117,7 @@ impl Engine {
                 options,
                 open_files_max,
                 backend,
+                witness,
                 groups: AtomicU64::new(0),
                 shut_down: AtomicBool::new(false),
                 fork_generation: sys::fork_generation(),
@@ -343,6 +356,16 @@ impl Engine {
                 self.core.driver.discard(request);
                 error
             })
+    }
+
+    /// Whether files are in the memory of the process, and never on storage.
+    pub(crate) fn is_in_memory(&self) -> bool {
+        self.core.backend.name == "memory"
+    }
+
+    /// Who is to be told of changes of storage that are not the engine's.
+    pub(crate) fn witness(&self) -> Option<&Arc<Witness>> {
+        self.core.witness.as_ref()
     }
 
     /// Whether a buffer was made by this engine.

@@ -13,6 +13,7 @@ mod counters;
 mod driver;
 mod engine;
 mod planner;
+mod power_cut;
 mod request;
 mod start;
 mod stats;
@@ -20,6 +21,7 @@ mod storage;
 pub mod tensor;
 mod ticket;
 mod waiting;
+mod witness;
 
 pub use backend::fault::FaultPlan;
 pub use engine::Engine;
@@ -27,6 +29,8 @@ pub(crate) use engine::{Metric, Metrics};
 pub use stats::{DirectionStats, EngineStats};
 pub use tensor::Tensor;
 pub use ticket::{Completion, Ticket};
+pub(crate) use witness::path_of;
+pub use witness::{Event, StoreCall, Witness};
 
 pub(crate) use request::{
     Direction, Length, Outcome, Request, Segment, Sink, length_of, sort_list,

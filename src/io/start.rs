@@ -16,6 +16,7 @@ use super::stats::{DirectionStats, EngineStats};
 use super::storage::Storage;
 use super::storage::disk::DiskStorage;
 use super::storage::memory::MemoryStorage;
+use super::witness::Witness;
 use crate::base::config::{BackendChoice, EngineOptions};
 use crate::base::error::{Error, Result, errno_name};
 use crate::base::observe::prometheus::{Sample, Value, render};
@@ -43,7 +44,7 @@ pub(super) fn open_files_max(options: &EngineOptions) -> usize {
 pub(super) fn driver(
     options: &EngineOptions,
     files_max: usize,
-    plan: Option<FaultPlan>,
+    faults: Option<(FaultPlan, Option<Arc<Witness>>)>,
     counters: Arc<Counters>,
 ) -> Result<(Driver, BackendFacts)> {
     let storage: Arc<dyn Storage> = match options.backend {
@@ -51,7 +52,7 @@ pub(super) fn driver(
         _ => Arc::new(DiskStorage::new(options.direct_io)),
     };
     let chosen = options.clone();
-    let Some(plan) = plan else {
+    let Some((plan, witness)) = faults else {
         let make: MakeBackend = Box::new(move || backend(&chosen));
         return Driver::start(options, files_max, storage, make, counters);
     };
@@ -60,7 +61,7 @@ pub(super) fn driver(
     let make: MakeBackend = Box::new(move || {
         let (inner, facts) = backend(&chosen)?;
         Ok((
-            Box::new(FaultBackend::new(inner, plan, buffered)) as Box<dyn Backend>,
+            Box::new(FaultBackend::new(inner, plan, buffered, witness)) as Box<dyn Backend>,
             facts,
         ))
     });

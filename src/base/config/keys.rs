@@ -1,9 +1,7 @@
 //! The table of keys: the one place that knows their names, defaults, legal values and meaning.
 
 use super::engine::{BackendChoice, DirectIo, Policy};
-use super::optimizer::{
-    ChecksumMode, GradientPlace, GradientType, Rounding, StoreMode, SyncMode,
-};
+use super::optimizer::{ChecksumMode, GradientPlace, GradientType, Rounding, StoreMode, SyncMode};
 use super::parse::{Bounds, Kind};
 use crate::base::units::{FILE_OFFSET_MAX, GIB};
 

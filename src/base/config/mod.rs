@@ -21,10 +21,10 @@ use std::collections::BTreeMap;
 use super::error::{Error, Result};
 
 pub use engine::{BackendChoice, DirectIo, EngineOptions, Policy};
+pub use keys::{Key, Object, keys};
 pub use optimizer::{
     ChecksumMode, GradientPlace, GradientType, OptimizerOptions, Rounding, StoreMode, SyncMode,
 };
-pub use keys::{Key, Object, keys};
 pub use parse::{Bounds, Directory, Kind};
 use parse::{Value, shown};
 

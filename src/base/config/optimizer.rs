@@ -1,6 +1,6 @@
 //! The optimizer's keys as types.
 
-use super::engine::{chosen, choices};
+use super::engine::{choices, chosen};
 use super::{Config, Directory};
 use crate::base::error::{Error, Result};
 

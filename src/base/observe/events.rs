@@ -14,6 +14,8 @@ pub const ROOT: &str = "tensorswap";
 pub const CONFIG: &str = "tensorswap::config";
 /// The swapper.
 pub const SWAPPER: &str = "tensorswap::swapper";
+/// The store.
+pub const STORE: &str = "tensorswap::store";
 /// The engine: requests, files, backends.
 pub const IO: &str = "tensorswap::io";
 
@@ -114,6 +116,19 @@ pub fn slot_not_cleared(slot: u16, errno: i32) {
 pub fn request_error_unseen(error: &str) {
     tracing::error!(name: "request_error_unseen", target: IO, error,
         "a request failed and nobody waited for it before the engine was freed");
+}
+
+/// A store was opened whose last commit had not been finished; its remains were cut off.
+pub fn log_cut(path: &[u8], end: u64, len_bytes: u64) {
+    let path = text_of(path);
+    tracing::info!(name: "log_cut", target: STORE, path = &*path, end, len_bytes,
+        "the remains of an unfinished commit were cut off the log");
+}
+
+/// A log could not be replaced by a shorter one; it goes on being used.
+pub fn log_not_compacted(error: &str) {
+    tracing::warn!(name: "log_not_compacted", target: STORE, error,
+        "the store's log could not be made shorter");
 }
 
 /// A path as a field; bytes that are not UTF-8 are replaced.
