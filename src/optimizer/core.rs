@@ -332,18 +332,46 @@ impl Core {
         }
     }
 
+    /// Queues all dirty records anew, after steps have skipped some of them.
+    pub(super) fn requeue_dirty(&mut self) {
+        self.write_queue.clear();
+        self.lazy_queue.clear();
+        for index in self.changed.clone() {
+            let record = self.record(index);
+            if record.dirty && record.residency == Residency::Warm && !record.in_commit {
+                self.queue_write(index);
+            }
+        }
+    }
+
     /// Offers a record that became ready to the step.
     pub(super) fn offer(&mut self, index: u32) {
         let resident = self.is_resident(index);
-        let record = self.record(index);
-        // With `sync=commit` a step can always be taken back: only what storage has is given out.
-        let has_copy = !record.dirty || self.policy.sync == SyncMode::None;
-        if record.part == StepPart::Todo
-            && record.can_be_given()
-            && has_copy
+        if self.is_ready(index)
             && let Some(step) = self.step.as_mut()
         {
             step.offer(index, resident);
+        }
+    }
+
+    /// Whether the step may give a record out now.
+    fn is_ready(&self, index: u32) -> bool {
+        let record = self.record(index);
+        // With `sync=commit` a step can always be taken back: only what storage has is given out.
+        let has_copy = !record.dirty || self.policy.sync == SyncMode::None;
+        record.part == StepPart::Todo && record.can_be_given() && has_copy
+    }
+
+    /// Takes the next record for a caller of the step.
+    pub(super) fn take_ready(&mut self) -> Option<u32> {
+        loop {
+            let index = self.step.as_mut()?.pop_ready()?;
+            if self.is_ready(index) {
+                if let Some(step) = self.step.as_mut() {
+                    step.todo_count -= 1;
+                }
+                return Some(index);
+            }
         }
     }
 
@@ -454,6 +482,8 @@ impl Core {
                 index
             } else if self.needs_room() {
                 match self.lazy_queue.pop_front() {
+                    // About to be updated again; it is queued anew after that.
+                    Some(index) if self.record(index).part == StepPart::Todo => continue,
                     Some(index) => index,
                     None => return,
                 }

@@ -122,7 +122,7 @@ impl Shared {
             gradient_memory_bytes: 0,
             gradient_spilled_bytes: 0,
             checksum_errors_count: figures.checksum_errors.get(),
-            store_bytes: self.store.reserved_bytes(),
+            store_bytes: self.store.data_bytes(),
         }
     }
 }

@@ -78,12 +78,10 @@ impl Step {
         !self.ready.is_empty() || !self.ready_residents.is_empty()
     }
 
-    /// Takes the next record to be given out.
-    pub(super) fn take_ready(&mut self) -> Option<u32> {
-        let taken = self.ready.pop_front();
-        let taken = taken.or_else(|| self.ready_residents.pop_front())?;
-        self.todo_count -= 1;
-        Some(taken)
+    /// The next record that was offered. It may be offered twice, or no longer be what it was.
+    pub(super) fn pop_ready(&mut self) -> Option<u32> {
+        let popped = self.ready.pop_front();
+        popped.or_else(|| self.ready_residents.pop_front())
     }
 
     /// Takes a record that could not be read.
@@ -136,10 +134,9 @@ mod tests {
         step.offer(0, true);
         step.offer(3, false);
         assert_eq!(step.ahead_count(), 1);
-        assert_eq!(step.take_ready(), Some(3));
-        assert_eq!(step.take_ready(), Some(0));
-        assert_eq!(step.take_ready(), None);
-        assert_eq!(step.todo_count, 2);
+        assert_eq!(step.pop_ready(), Some(3));
+        assert_eq!(step.pop_ready(), Some(0));
+        assert_eq!(step.pop_ready(), None);
     }
 
     #[test]

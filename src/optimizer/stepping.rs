@@ -139,7 +139,7 @@ impl Optimizer {
                 ))
                 .into());
             }
-            if let Some(index) = step.take_ready() {
+            if let Some(index) = core.take_ready() {
                 break index;
             }
             waited = true;
@@ -498,6 +498,7 @@ impl Core {
             self.record_mut(*index).part = StepPart::Todo;
         }
         self.step = Some(Step::new(order.clone(), unread_bytes));
+        self.requeue_dirty();
         for index in order {
             self.offer(index);
         }
@@ -609,5 +610,6 @@ impl Core {
             record.working = before;
             record.lost = None;
         }
+        self.requeue_dirty();
     }
 }

@@ -25,7 +25,11 @@ mod table;
 pub(crate) mod version;
 
 #[cfg(test)]
+mod power_cut_tests;
+#[cfg(test)]
 mod replay_tests;
+#[cfg(test)]
+mod store_tests;
 
 pub(crate) use fuzz::read_any_log;
 pub use layout::STATES_MAX;

@@ -202,6 +202,16 @@ impl Store {
         &self.scratch_path
     }
 
+    /// Bytes of the data file that records take.
+    pub(crate) fn data_bytes(&self) -> u64 {
+        lock(&self.table).data_bytes()
+    }
+
+    /// Memory that the table of records takes, without names.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        lock(&self.table).memory_bytes()
+    }
+
     /// Makes versions durable: syncs the data, appends one entry, syncs the log. Blocks; one
     /// thread at a time, others wait. Every write to the data file that belongs to the versions
     /// has been reaped. `user_data` `None` keeps what was there.

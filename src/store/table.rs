@@ -82,6 +82,14 @@ impl Table {
         self.ids.get(&id).copied()
     }
 
+    /// Memory that the records take, without their names.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        let records = self.records.capacity() * size_of::<StoredRecord>();
+        // Entries are stored with one byte of their hash each, in tables filled to 7 eighths.
+        let ids = self.ids.capacity() / 7 * 8 * (size_of::<(u64, RecordIndex)>() + 1);
+        to_u64(records + ids)
+    }
+
     /// The length that the data file must have.
     pub(crate) fn data_bytes(&self) -> u64 {
         self.end
