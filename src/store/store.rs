@@ -182,11 +182,6 @@ impl Store {
         &self.data_path
     }
 
-    /// Bytes that the data file takes.
-    pub(crate) fn reserved_bytes(&self) -> u64 {
-        lock(&self.table).data_bytes()
-    }
-
     /// Steps done, as last committed.
     pub(crate) fn step(&self) -> u64 {
         lock(&self.table).step
