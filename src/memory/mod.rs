@@ -22,6 +22,7 @@
 
 #![allow(unsafe_code)]
 
+mod block;
 pub mod buffer;
 pub mod copy;
 mod events;
@@ -31,6 +32,7 @@ pub mod pinned;
 pub mod range;
 pub mod registry;
 
+pub(crate) use block::Block;
 pub use buffer::{Buffer, BufferKind, RING_PIECE_BYTES, Reclaim, Reclaimed, ReleaseHook};
 pub use latch::Latch;
 pub use pinned::{PageKind, PinnedMemory};

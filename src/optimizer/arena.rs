@@ -97,7 +97,10 @@ fn sum_of_largest(sizes: &[u64], count: u64) -> u64 {
     let mut sizes = sizes.to_vec();
     sizes.sort_unstable_by(|a, b| b.cmp(a));
     let count = usize::try_from(count).unwrap_or(usize::MAX);
-    sizes.iter().take(count).fold(0, |sum, size| sum.saturating_add(*size))
+    sizes
+        .iter()
+        .take(count)
+        .fold(0, |sum, size| sum.saturating_add(*size))
 }
 
 /// Which parts of the pinned memory are taken.
@@ -274,9 +277,10 @@ mod tests {
                 let record = choice.index(sizes.len()) as u32;
                 match arena.take(record, sizes[record as usize]) {
                     Some(place) => {
-                        prop_assert!(held.iter().all(|(_, other)| {
+                        let apart = held.iter().all(|(_, other)| {
                             other.end <= place.start || place.end <= other.start
-                        }));
+                        });
+                        prop_assert!(apart);
                         prop_assert!(place.end <= plan.total_bytes());
                         held.push((record, place));
                     }

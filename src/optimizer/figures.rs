@@ -33,8 +33,12 @@ type NamedTimer = (&'static str, fn(&Figures) -> &Timer);
 const TIMERS: [NamedTimer; 6] = [
     ("swap_in_state", |figures| &figures.swap_in_state),
     ("swap_out_state", |figures| &figures.swap_out_state),
-    ("async_swap_in_state", |figures| &figures.async_swap_in_state),
-    ("async_swap_out_state", |figures| &figures.async_swap_out_state),
+    ("async_swap_in_state", |figures| {
+        &figures.async_swap_in_state
+    }),
+    ("async_swap_out_state", |figures| {
+        &figures.async_swap_out_state
+    }),
     ("swap_init_write", |figures| &figures.swap_init_write),
     ("commit", |figures| &figures.commit),
 ];

@@ -31,12 +31,7 @@ impl Optimizer {
     /// Before anything is taken: `UnknownParameter`, `DtypeMismatch` for types other than f32, f16
     /// and bf16, `InvalidArgument` for pieces that reach beyond the parameter, `Busy` while its view
     /// is out. `NoMemory`; the failure of an earlier spill.
-    pub fn swap_out_gradients(
-        &self,
-        id: u64,
-        offsets: &[u64],
-        gradients: &[Tensor],
-    ) -> Result<()> {
+    pub fn swap_out_gradients(&self, id: u64, offsets: &[u64], gradients: &[Tensor]) -> Result<()> {
         let _desk = self.enter()?;
         let (index, numel) = {
             let core = lock(&self.shared.core);
@@ -46,7 +41,8 @@ impl Optimizer {
             }
             (index, core.record(index).numel)
         };
-        self.gradients.swap_out(index, id, numel, offsets, gradients)
+        self.gradients
+            .swap_out(index, id, numel, offsets, gradients)
     }
 
     /// Waits until all gradients that were spilled are written.

@@ -141,7 +141,11 @@ impl Image<'_> {
         checked: bool,
     ) -> Result<Version> {
         let mut checksums = [0; STATES_MAX];
-        for (state, checksum) in checksums.iter_mut().take(self.layout.states.len()).enumerate() {
+        for (state, checksum) in checksums
+            .iter_mut()
+            .take(self.layout.states.len())
+            .enumerate()
+        {
             if zero_states & (1 << state) != 0 {
                 continue;
             }

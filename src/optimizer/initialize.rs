@@ -43,7 +43,9 @@ impl Optimizer {
     /// or for a parameter that is swapped in. Then: the failure of a write.
     pub fn initialize_parameters(&self, ids: &[u64], sources: &[Tensor]) -> Result<()> {
         if ids.len() != sources.len() {
-            return Err(Error::invalid("there must be one source for each parameter"));
+            return Err(Error::invalid(
+                "there must be one source for each parameter",
+            ));
         }
         let piece = |(id, source): (&u64, &Tensor)| Partition {
             parameter_id: *id,

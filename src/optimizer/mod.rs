@@ -2,7 +2,7 @@
 //!
 //! Owns which record is where, the pinned memory for records, the step and its order, gradients
 //! until the step. Never knows how bytes reach storage (the engine's) nor what makes a step durable
-//! (the store's). [`core`], [`step`], [`arena`] and [`commit`] decide and are pure; `shared` carries
+//! (the store's). `core`, `pump`, `step`, `arena` and `commit` decide and are pure; `shared` carries
 //! out what they decide; the methods of [`Optimizer`] lie in one file for each kind of call.
 //!
 //! Threads: callers' threads verify, convert and compute checksums, outside of every lock. The
@@ -19,6 +19,7 @@ mod image;
 mod initialize;
 mod one_by_one;
 mod optimizer;
+mod pump;
 mod record;
 mod shared;
 mod state_access;
@@ -26,6 +27,7 @@ mod stats;
 mod step;
 mod stepping;
 mod view;
+mod views;
 
 pub use crate::store::STATES_MAX;
 pub use gradient_calls::GradientNorm;

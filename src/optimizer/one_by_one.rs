@@ -9,8 +9,8 @@ use std::time::Instant;
 use super::core::Core;
 use super::optimizer::Optimizer;
 use super::record::{Residency, StepPart};
-use super::stepping::GiveBack;
 use super::view::ParameterView;
+use super::views::GiveBack;
 use crate::base::error::{Error, Result};
 use crate::base::sync::{MutexGuard, lock};
 

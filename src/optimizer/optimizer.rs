@@ -110,9 +110,9 @@ impl Optimizer {
         self.shared.engine.check()?;
         match self.desk.try_lock() {
             Ok(desk) => Ok(desk),
-            Err(TryLockError::WouldBlock) => Err(Error::Busy(
-                "another thread uses this optimizer".to_owned(),
-            )),
+            Err(TryLockError::WouldBlock) => {
+                Err(Error::Busy("another thread uses this optimizer".to_owned()))
+            }
             Err(TryLockError::Poisoned(_)) => Err(Error::Poisoned),
         }
     }

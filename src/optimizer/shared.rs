@@ -55,7 +55,10 @@ impl Shared {
     }
 
     /// Lets everything start that can.
-    pub(super) fn pump<'a>(self: &'a Arc<Self>, mut core: MutexGuard<'a, Core>) -> MutexGuard<'a, Core> {
+    pub(super) fn pump<'a>(
+        self: &'a Arc<Self>,
+        mut core: MutexGuard<'a, Core>,
+    ) -> MutexGuard<'a, Core> {
         loop {
             core.pump();
             core.note_clocks();
@@ -260,7 +263,8 @@ impl Core {
 
 /// Says in an error's text which parameter it struck.
 pub(super) fn of_parameter(mut error: Error, id: u64) -> Error {
-    if let Error::Io(failure) | Error::SizeMismatch(failure) | Error::Checksum(failure) = &mut error {
+    if let Error::Io(failure) | Error::SizeMismatch(failure) | Error::Checksum(failure) = &mut error
+    {
         let separator = if failure.detail.is_empty() { "" } else { ", " };
         failure.detail = format!("parameter {id}{separator}{}", failure.detail);
     }

@@ -4,7 +4,7 @@ use super::core::Core;
 use super::initialize::{convert_range, zero_but_master};
 use super::optimizer::Optimizer;
 use super::record::Residency;
-use super::stepping::GiveBack;
+use super::views::GiveBack;
 use crate::base::dtype::Dtype;
 use crate::base::error::{Error, Result};
 use crate::base::sync::lock;
@@ -24,9 +24,13 @@ impl Optimizer {
     /// parameter is swapped in; what kept it from being read; the failure of an earlier write of
     /// it, once.
     pub fn read_state(&self, id: u64, state: &str, destination: &Tensor) -> Result<()> {
-        self.access(id, state, destination, GiveBack::Unchanged, |values, dtype| {
-            convert_range(values, dtype, destination.memory, destination.dtype)
-        })
+        self.access(
+            id,
+            state,
+            destination,
+            GiveBack::Unchanged,
+            |values, dtype| convert_range(values, dtype, destination.memory, destination.dtype),
+        )
     }
 
     /// Gives one state of a parameter new values, converted from the source's type. Pending until
@@ -35,9 +39,13 @@ impl Optimizer {
     /// # Errors
     /// As [`read_state`](Optimizer::read_state), and the failure of the write.
     pub fn write_state(&self, id: u64, state: &str, source: &Tensor) -> Result<()> {
-        self.access(id, state, source, GiveBack::ChangedWriteNow, |values, dtype| {
-            convert_range(source.memory, source.dtype, values, dtype)
-        })
+        self.access(
+            id,
+            state,
+            source,
+            GiveBack::ChangedWriteNow,
+            |values, dtype| convert_range(source.memory, source.dtype, values, dtype),
+        )
     }
 
     /// Brings a parameter in, lets `work` have the values of one state, and takes it back.

@@ -83,11 +83,24 @@ impl Optimizer {
     #[must_use]
     pub fn timer(&self, name: &str) -> Option<TimerSnapshot> {
         let mut timers = self.timers();
-        timers.find(|(known, _)| *known == name).map(|(_, timer)| timer)
+        timers
+            .find(|(known, _)| *known == name)
+            .map(|(_, timer)| timer)
     }
 
     fn timers(&self) -> impl Iterator<Item = (&'static str, TimerSnapshot)> {
-        self.shared.figures.timers().chain(self.gradients.timers())
+        let gradients = self.gradients.timers();
+        self.shared.figures.timers().chain([
+            ("swap_out_gradient", gradients.swap_out_gradient.snapshot()),
+            (
+                "async_swap_gradient_wait",
+                gradients.async_swap_gradient_wait.snapshot(),
+            ),
+            (
+                "unswapped_read_gradients",
+                gradients.unswapped_read_gradients.snapshot(),
+            ),
+        ])
     }
 }
 
@@ -132,20 +145,76 @@ impl Metrics for Shared {
         let stats = self.stats();
         let commit = self.figures.commit.snapshot();
         vec![
-            ("tensorswap_optimizer_parameters", "Parameters registered.", Gauge(stats.parameters_count)),
-            ("tensorswap_optimizer_steps", "Steps done since the store's beginning.", Gauge(stats.steps_count)),
-            ("tensorswap_optimizer_durable_step", "The last step that is durable.", Gauge(stats.durable_step)),
-            ("tensorswap_optimizer_commits_total", "Commits made durable.", Counter(stats.commits_count)),
-            ("tensorswap_optimizer_read_bytes_total", "Bytes of records read.", Counter(stats.read_bytes)),
-            ("tensorswap_optimizer_written_bytes_total", "Bytes of records written.", Counter(stats.written_bytes)),
-            ("tensorswap_optimizer_cache_hits_total", "Records given out without a read.", Counter(stats.cache_hits_count)),
-            ("tensorswap_optimizer_cache_misses_total", "Records read before they were given out.", Counter(stats.cache_misses_count)),
-            ("tensorswap_optimizer_wait_read_nanoseconds_total", "Time that callers waited for reads.", Counter(stats.wait_read_ns)),
-            ("tensorswap_optimizer_wait_write_nanoseconds_total", "Time that callers waited for writes and commits.", Counter(stats.wait_write_ns)),
-            ("tensorswap_optimizer_update_nanoseconds_total", "Time that callers held views.", Counter(stats.update_ns)),
-            ("tensorswap_optimizer_pinned_bytes", "Pinned memory that records take.", Gauge(stats.pinned_used_bytes)),
-            ("tensorswap_optimizer_checksum_errors_total", "Checksums that did not match.", Counter(stats.checksum_errors_count)),
-            ("tensorswap_optimizer_commit_nanoseconds", "Time that commits took.", Summary(commit)),
+            (
+                "tensorswap_optimizer_parameters",
+                "Parameters registered.",
+                Gauge(stats.parameters_count),
+            ),
+            (
+                "tensorswap_optimizer_steps",
+                "Steps done since the store's beginning.",
+                Gauge(stats.steps_count),
+            ),
+            (
+                "tensorswap_optimizer_durable_step",
+                "The last step that is durable.",
+                Gauge(stats.durable_step),
+            ),
+            (
+                "tensorswap_optimizer_commits_total",
+                "Commits made durable.",
+                Counter(stats.commits_count),
+            ),
+            (
+                "tensorswap_optimizer_read_bytes_total",
+                "Bytes of records read.",
+                Counter(stats.read_bytes),
+            ),
+            (
+                "tensorswap_optimizer_written_bytes_total",
+                "Bytes of records written.",
+                Counter(stats.written_bytes),
+            ),
+            (
+                "tensorswap_optimizer_cache_hits_total",
+                "Records given out without a read.",
+                Counter(stats.cache_hits_count),
+            ),
+            (
+                "tensorswap_optimizer_cache_misses_total",
+                "Records read before they were given out.",
+                Counter(stats.cache_misses_count),
+            ),
+            (
+                "tensorswap_optimizer_wait_read_nanoseconds_total",
+                "Time that callers waited for reads.",
+                Counter(stats.wait_read_ns),
+            ),
+            (
+                "tensorswap_optimizer_wait_write_nanoseconds_total",
+                "Time that callers waited for writes and commits.",
+                Counter(stats.wait_write_ns),
+            ),
+            (
+                "tensorswap_optimizer_update_nanoseconds_total",
+                "Time that callers held views.",
+                Counter(stats.update_ns),
+            ),
+            (
+                "tensorswap_optimizer_pinned_bytes",
+                "Pinned memory that records take.",
+                Gauge(stats.pinned_used_bytes),
+            ),
+            (
+                "tensorswap_optimizer_checksum_errors_total",
+                "Checksums that did not match.",
+                Counter(stats.checksum_errors_count),
+            ),
+            (
+                "tensorswap_optimizer_commit_nanoseconds",
+                "Time that commits took.",
+                Summary(commit),
+            ),
         ]
     }
 }

@@ -120,7 +120,8 @@ impl Step {
 
     /// Whether a write into this slot goes over the version from before the step.
     pub(super) fn undoes_into(&self, record: u32, slot: u8) -> bool {
-        self.before(record).is_some_and(|before| before.slot == slot)
+        self.before(record)
+            .is_some_and(|before| before.slot == slot)
     }
 }
 

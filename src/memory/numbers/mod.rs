@@ -19,7 +19,7 @@ mod tests;
 
 pub(crate) use convert::{accumulate, convert, convert_in_place};
 pub(crate) use rounding::Rounder;
-pub(crate) use squares::{SquareSum, sum_of_squares};
+pub(crate) use squares::sum_of_squares;
 
 use crate::base::dtype::Dtype;
 
