@@ -448,5 +448,7 @@ impl Drop for Optimizer {
         if let Some(error) = failed {
             events::write_error_unseen(&error.to_string());
         }
+        // The driver may hold `shared` for a moment more, after telling the last completion.
+        self.shared.store.close();
     }
 }

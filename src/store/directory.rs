@@ -30,7 +30,7 @@ pub(crate) struct Directory {
     path: CString,
     witness: Option<Arc<Witness>>,
     // DROP ORDER: last.
-    _lock: Lock,
+    lock: Lock,
 }
 
 /// The lock of a directory.
@@ -40,14 +40,20 @@ struct Lock {
     fork_generation: u32,
 }
 
-impl Drop for Lock {
-    /// Unlocks also where a child process has a duplicate of the descriptor; a child that drops
-    /// its own leaves the parent's lock alone.
-    fn drop(&mut self) {
+impl Lock {
+    /// Unlocks also where a child process has a duplicate of the descriptor; a child leaves its
+    /// parent's lock alone.
+    fn release(&self) {
         if !sys::forked_since(self.fork_generation) {
             // Closing the file does it where this fails.
             let _ = sys::unlock(self.file.as_fd());
         }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        self.release();
     }
 }
 
@@ -88,12 +94,17 @@ impl Directory {
             directory,
             path: own_path,
             witness,
-            _lock: lock,
+            lock,
         })
     }
 
     pub(crate) fn path(&self) -> &CStr {
         &self.path
+    }
+
+    /// Lets others have the directory; nothing in it is used any more.
+    pub(crate) fn unlock(&self) {
+        self.lock.release();
     }
 
     pub(crate) fn path_of(&self, name: &CStr) -> CString {
