@@ -31,12 +31,12 @@ const SEED: &str = "TSW_TEST_CRASH_SEED";
 
 /// Lengths of the parameters; the id is the index.
 const NUMELS: [usize; 12] = [
-    1, 3, 900, 1024, 1025, 5000, 20_000, 33_333, 60_000, 100_000, 7, 250_000,
+    1, 3, 900, 1024, 1025, 5000, 9000, 13_333, 20_000, 30_000, 7, 60_000,
 ];
 /// Kills of one way of syncing.
 const KILLS: u64 = 12;
-/// After this many milliseconds at most a child is killed.
-const LIFETIME_MAX_MS: u64 = 250;
+/// A child is killed so many milliseconds at most after it has begun to commit some steps.
+const DELAY_MAX_MS: usize = 60;
 
 /// One state of one record at the end of a step.
 fn content(id: u64, state: usize, step: u64) -> Vec<f32> {
@@ -51,7 +51,14 @@ fn check(view: &ParameterView, step: u64) {
             0 => vec![0.0; NUMELS[view.id as usize]],
             _ => content(view.id, state, step),
         };
-        assert!(load(found) == expected, "{} of step {step}", view.id);
+        let found = load(found);
+        let is_of = |step: &u64| found == content(view.id, state, *step);
+        assert!(
+            found == expected,
+            "parameter {}, state {state}: of step {:?}, not {step}",
+            view.id,
+            (1..step + 3).find(is_of)
+        );
     }
 }
 
@@ -123,7 +130,19 @@ struct Said {
     durable: Option<u64>,
 }
 
-/// Lets a child train in `directory` and kills it after a while.
+impl Said {
+    fn note(&mut self, line: &str) {
+        let number = |text: &str| text.parse().unwrap();
+        match line.split_once(' ') {
+            Some(("begun", step)) => self.begun.push(number(step)),
+            Some(("durable", step)) => self.durable = Some(number(step)),
+            _ => {}
+        }
+    }
+}
+
+/// Lets a child train in `directory` until it has begun to commit some steps, and kills it at some
+/// moment soon after.
 fn train_and_kill(directory: &Path, sync: &str, random: &mut Random) -> Said {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["child", "--exact", "--nocapture"])
@@ -134,26 +153,21 @@ fn train_and_kill(directory: &Path, sync: &str, random: &mut Random) -> Said {
         .spawn()
         .unwrap();
     let output = BufReader::new(child.stdout.take().unwrap());
-    let listener = std::thread::spawn(move || {
-        let mut said = Said::default();
-        for line in output.lines() {
-            let line = line.unwrap();
-            let number = |text: &str| text.parse().unwrap();
-            match line.split_once(' ') {
-                Some(("begun", step)) => said.begun.push(number(step)),
-                Some(("durable", step)) => said.durable = Some(number(step)),
-                _ => {}
-            }
-        }
-        said
-    });
-    let lifetime_ms = random.below(LIFETIME_MAX_MS as usize) as u64;
-    std::thread::sleep(Duration::from_millis(lifetime_ms));
-    let ended_itself = child.try_wait().unwrap();
-    assert_eq!(ended_itself, None, "the child met an error");
+    let mut lines = output.lines().map(Result::unwrap);
+    let mut said = Said::default();
+    let awaited = random.below(4);
+    while said.begun.len() < awaited {
+        let line = lines.next();
+        said.note(&line.expect("the child met an error"));
+    }
+    let delay_ms = random.below(DELAY_MAX_MS) as u64;
+    std::thread::sleep(Duration::from_millis(delay_ms));
+    let ended = child.try_wait().unwrap();
+    assert_eq!(ended, None, "the child met an error");
     child.kill().unwrap();
     child.wait().unwrap();
-    listener.join().unwrap()
+    lines.for_each(|line| said.note(&line));
+    said
 }
 
 /// Opens the store, and checks that everything in it is of one step, which is returned.

@@ -741,9 +741,17 @@ impl World {
         let Some(saved) = saved.cloned() else {
             panic!("opened at {step}, which was never committed");
         };
+        let later = &self.known[saved.known.len()..];
+        let numels: Vec<usize> = later.iter().map(|id| self.numel(*id)).collect();
         self.log.push(format!("reopened at {step}"));
         self.now = saved.model.clone();
-        self.known.clone_from(&saved.known);
+        let found = self.optimizer().parameters_len();
+        // A commit in the background takes along what is registered until it is done.
+        assert!((saved.known.len()..=self.known.len()).contains(&found));
+        for (id, numel) in self.known[saved.known.len()..found].iter().zip(numels) {
+            self.now.add(*id, numel);
+        }
+        self.known.truncate(found);
         self.user_data.clone_from(&saved.user_data);
         self.saved = vec![saved];
         let leaves_some = self.random.one_in(4);

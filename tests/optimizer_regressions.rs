@@ -140,6 +140,29 @@ fn two_processes_in_one_directory_are_told_apart() {
 }
 
 #[test]
+fn a_child_process_does_not_keep_the_store_locked() {
+    let (directory, engine, optimizer, model) = setup(&[], &[1000]);
+    optimizer.commit().unwrap();
+    // As the workers that a runtime forks: the child has every descriptor of its parent.
+    let child = unsafe { libc::fork() };
+    assert!(child >= 0);
+    if child == 0 {
+        loop {
+            unsafe { libc::pause() };
+        }
+    }
+    drop(optimizer);
+    let opened = try_open(&engine, directory.path(), &[], &F32);
+    unsafe {
+        libc::kill(child, libc::SIGKILL);
+        libc::waitpid(child, std::ptr::null_mut(), 0);
+    }
+    drop(opened.unwrap());
+    let optimizer = open(&engine, directory.path(), &[], &model);
+    verify(&optimizer, &model, "opened again");
+}
+
+#[test]
 fn a_parameter_larger_than_all_others_together_needs_no_larger_buffers_for_the_others() {
     let mut numels = vec![2_000_003];
     numels.extend([100; 50]);

@@ -207,6 +207,14 @@ impl Store {
         lock(&self.table).memory_bytes()
     }
 
+    /// Lets others open the store; nobody uses this object any more, though somebody may still
+    /// hold it.
+    pub(crate) fn close(&self) {
+        if let Some(disk) = &self.disk {
+            disk.directory.unlock();
+        }
+    }
+
     /// Makes versions durable: syncs the data, appends one entry, syncs the log. Blocks; one
     /// thread at a time, others wait. Every write to the data file that belongs to the versions
     /// has been reaped. `user_data` `None` keeps what was there.

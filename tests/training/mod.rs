@@ -47,9 +47,14 @@ pub const MIXED: [State; 3] = [
 
 /// Random values that Adam can work with: none is large, none is denormal.
 pub fn values(numel: usize, seed: u64) -> Vec<f32> {
-    let mut random = Random(seed);
-    let value = |_| (random.next() >> 40) as f32 / (1 << 23) as f32 - 0.999;
-    (0..numel).map(value).collect()
+    let mut state = Random(seed).next() as u32 | 1;
+    let mut values = vec![0.0; numel];
+    for value in &mut values {
+        // Numerical Recipes' generator: tests in debug builds draw many of these.
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        *value = (state >> 8) as f32 / 8_388_608.0 - 0.999;
+    }
+    values
 }
 
 /// The nearest values that a type can express.
@@ -58,33 +63,36 @@ pub fn rounded(values: &[f32], dtype: Dtype) -> Vec<f32> {
 }
 
 pub fn to_bytes(values: &[f32], dtype: Dtype) -> Vec<u8> {
-    let values = values.iter();
     match dtype {
-        Dtype::F32 => values.flat_map(|value| value.to_le_bytes()).collect(),
+        Dtype::F32 => bytemuck::cast_slice(values).to_vec(),
         Dtype::F16 => values
-            .flat_map(|value| f16::from_f32(*value).to_le_bytes())
+            .iter()
+            .flat_map(|value| f16::from_f32(*value).to_ne_bytes())
             .collect(),
         Dtype::Bf16 => values
-            .flat_map(|value| bf16::from_f32(*value).to_le_bytes())
+            .iter()
+            .flat_map(|value| bf16::from_f32(*value).to_ne_bytes())
             .collect(),
         other => panic!("no values of {}", other.name()),
     }
 }
 
+fn collected<T: bytemuck::Pod>(bytes: &[u8]) -> Vec<T> {
+    let mut values = vec![T::zeroed(); bytes.len() / size_of::<T>()];
+    bytemuck::cast_slice_mut(&mut values).copy_from_slice(bytes);
+    values
+}
+
 pub fn from_bytes(bytes: &[u8], dtype: Dtype) -> Vec<f32> {
-    let word = |bytes: &[u8]| u16::from_le_bytes(bytes.try_into().unwrap());
     match dtype {
-        Dtype::F32 => bytes
-            .chunks_exact(4)
-            .map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()))
+        Dtype::F32 => collected(bytes),
+        Dtype::F16 => collected::<f16>(bytes)
+            .iter()
+            .map(|value| value.to_f32())
             .collect(),
-        Dtype::F16 => bytes
-            .chunks_exact(2)
-            .map(|bytes| f16::from_bits(word(bytes)).to_f32())
-            .collect(),
-        Dtype::Bf16 => bytes
-            .chunks_exact(2)
-            .map(|bytes| bf16::from_bits(word(bytes)).to_f32())
+        Dtype::Bf16 => collected::<bf16>(bytes)
+            .iter()
+            .map(|value| value.to_f32())
             .collect(),
         other => panic!("no values of {}", other.name()),
     }
