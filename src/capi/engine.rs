@@ -154,10 +154,11 @@ pub unsafe extern "C" fn tsw_engine_describe(
     unsafe { text_of(engine, Engine::describe, buf, cap) }
 }
 
-/// Write the figures of the engine and of its swappers as text for Prometheus, and return its
-/// length.
+/// Write the figures of the engine, its swappers and its optimizers as text for Prometheus, and
+/// return its length.
 ///
-/// The swappers of an engine are told apart by the label `swapper`, counted from 0.
+/// The swappers of an engine are told apart by the label `swapper`, its optimizers by the label
+/// `optimizer`, each counted from 0.
 ///
 /// At most `cap` bytes are written, with the NUL; the length returned is that of the whole text
 /// without the NUL, as with snprintf. `buf` may be NULL where `cap` is 0. The text may have grown by

@@ -1,5 +1,6 @@
 //! The engine as callers see it.
 
+use std::collections::HashMap;
 use std::ffi::CStr;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -50,21 +51,28 @@ struct Core {
     groups: AtomicU64,
     shut_down: AtomicBool,
     fork_generation: u32,
-    swappers: Mutex<Swappers>,
+    sources: Mutex<Sources>,
 }
 
-/// What layers above add to the metrics, each under a number of its own.
+/// What layers above add to the metrics, each under a number of its own among its kind.
 #[derive(Debug, Default)]
-struct Swappers {
-    made_count: u64,
-    sources: Vec<(u64, Weak<dyn Metrics>)>,
+struct Sources {
+    /// How many there ever were of each kind.
+    made_counts: HashMap<&'static str, u64>,
+    living: Vec<(u64, Weak<dyn Metrics>)>,
 }
 
 /// A metric of a layer above: its name, its help, and its value.
 pub(crate) type Metric = (&'static str, &'static str, Value);
 
+/// The metrics of one source: its kind, its number, and the values.
+pub(super) type Sourced = (&'static str, String, Vec<Metric>);
+
 /// A source of metrics.
 pub(crate) trait Metrics: std::fmt::Debug + Send + Sync {
+    /// What it is: the label that tells it from others of its kind.
+    fn kind(&self) -> &'static str;
+
     /// The values at this moment.
     fn metrics(&self) -> Vec<Metric>;
 }
@@ -121,7 +129,7 @@ impl Engine {
                 groups: AtomicU64::new(0),
                 shut_down: AtomicBool::new(false),
                 fork_generation: sys::fork_generation(),
-                swappers: Mutex::default(),
+                sources: Mutex::default(),
             }),
         })
     }
@@ -460,26 +468,34 @@ impl Engine {
         )
     }
 
-    /// The counters in the text format of Prometheus, with those of the swappers on this engine.
+    /// The counters in the text format of Prometheus, with those of the swappers and optimizers on
+    /// this engine.
     #[must_use]
     pub fn prometheus(&self) -> String {
-        let swappers: Vec<(String, Vec<Metric>)> = lock(&self.core.swappers)
-            .sources
+        let sources: Vec<Sourced> = lock(&self.core.sources)
+            .living
             .iter()
-            .filter_map(|(number, source)| Some((number.to_string(), source.upgrade()?.metrics())))
+            .filter_map(|(number, source)| {
+                let source = source.upgrade()?;
+                Some((source.kind(), number.to_string(), source.metrics()))
+            })
             .collect();
-        start::prometheus(&self.stats(), &swappers)
+        start::prometheus(&self.stats(), &sources)
     }
 
-    /// Adds a swapper's metrics to the engine's, for as long as it lives.
+    /// Adds the metrics of a layer above to the engine's, for as long as it lives.
     pub(crate) fn add_metrics(&self, source: Weak<dyn Metrics>) {
-        let mut swappers = lock(&self.core.swappers);
-        swappers
-            .sources
+        let Some(kind) = source.upgrade().map(|source| source.kind()) else {
+            return;
+        };
+        let mut sources = lock(&self.core.sources);
+        sources
+            .living
             .retain(|(_, source)| source.strong_count() > 0);
-        let number = swappers.made_count;
-        swappers.made_count += 1;
-        swappers.sources.push((number, source));
+        let made_count = sources.made_counts.entry(kind).or_default();
+        let number = *made_count;
+        *made_count += 1;
+        sources.living.push((number, source));
     }
 }
 

@@ -11,7 +11,7 @@ use super::backend::uring::UringBackend;
 use super::backend::{Backend, fault};
 use super::counters::Counters;
 use super::driver::{BackendFacts, Driver, MakeBackend};
-use super::engine::Metric;
+use super::engine::Sourced;
 use super::stats::{DirectionStats, EngineStats};
 use super::storage::Storage;
 use super::storage::disk::DiskStorage;
@@ -166,8 +166,9 @@ pub(super) fn describe(
     .to_string()
 }
 
-/// The counters in the text format of Prometheus, with those of swappers, each by its number.
-pub(super) fn prometheus(stats: &EngineStats, swappers: &[(String, Vec<Metric>)]) -> String {
+/// The counters in the text format of Prometheus, with those of the layers above, each labelled by
+/// its kind and number.
+pub(super) fn prometheus(stats: &EngineStats, sources: &[Sourced]) -> String {
     const OUT: &[(&str, &str)] = &[("direction", "out")];
     const IN: &[(&str, &str)] = &[("direction", "in")];
     let mut samples = Vec::new();
@@ -212,11 +213,11 @@ pub(super) fn prometheus(stats: &EngineStats, swappers: &[(String, Vec<Metric>)]
             Value::Gauge(stats.pinned_bytes),
         ),
     ]);
-    let labels: Vec<_> = swappers
+    let labels: Vec<_> = sources
         .iter()
-        .map(|(number, _)| [("swapper", number.as_str())])
+        .map(|(kind, number, _)| [(*kind, number.as_str())])
         .collect();
-    for ((_, metrics), labels) in swappers.iter().zip(&labels) {
+    for ((_, _, metrics), labels) in sources.iter().zip(&labels) {
         samples.extend(metrics.iter().map(|(name, help, value)| Sample {
             name,
             help,
