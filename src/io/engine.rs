@@ -1,6 +1,5 @@
 //! The engine as callers see it.
 
-use std::collections::HashMap;
 use std::ffi::CStr;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,6 +9,7 @@ use std::time::Duration;
 use super::backend::fault::FaultPlan;
 use super::counters::Counters;
 use super::driver::{self, BackendFacts, Driver};
+use super::metrics::{self, Metrics, Sources};
 use super::request::{Direction, Request, Sink};
 use super::start;
 use super::stats::EngineStats;
@@ -19,7 +19,6 @@ use super::witness::Witness;
 use crate::base::config::{Config, EngineOptions};
 use crate::base::error::{Error, Result};
 use crate::base::observe::events;
-use crate::base::observe::prometheus::Value;
 use crate::base::sync::{Mutex, lock};
 use crate::memory::{Buffer, MemoryRange, Registry, ReleaseHook};
 use crate::sys;
@@ -52,29 +51,6 @@ struct Core {
     shut_down: AtomicBool,
     fork_generation: u32,
     sources: Mutex<Sources>,
-}
-
-/// What layers above add to the metrics, each under a number of its own among its kind.
-#[derive(Debug, Default)]
-struct Sources {
-    /// How many there ever were of each kind.
-    made_counts: HashMap<&'static str, u64>,
-    living: Vec<(u64, Weak<dyn Metrics>)>,
-}
-
-/// A metric of a layer above: its name, its help, and its value.
-pub(crate) type Metric = (&'static str, &'static str, Value);
-
-/// The metrics of one source: its kind, its number, and the values.
-pub(super) type Sourced = (&'static str, String, Vec<Metric>);
-
-/// A source of metrics.
-pub(crate) trait Metrics: std::fmt::Debug + Send + Sync {
-    /// What it is: the label that tells it from others of its kind.
-    fn kind(&self) -> &'static str;
-
-    /// The values at this moment.
-    fn metrics(&self) -> Vec<Metric>;
 }
 
 impl Engine {
@@ -472,30 +448,13 @@ impl Engine {
     /// this engine.
     #[must_use]
     pub fn prometheus(&self) -> String {
-        let sources: Vec<Sourced> = lock(&self.core.sources)
-            .living
-            .iter()
-            .filter_map(|(number, source)| {
-                let source = source.upgrade()?;
-                Some((source.kind(), number.to_string(), source.metrics()))
-            })
-            .collect();
-        start::prometheus(&self.stats(), &sources)
+        let sources = lock(&self.core.sources).values();
+        metrics::prometheus(&self.stats(), &sources)
     }
 
     /// Adds the metrics of a layer above to the engine's, for as long as it lives.
     pub(crate) fn add_metrics(&self, source: Weak<dyn Metrics>) {
-        let Some(kind) = source.upgrade().map(|source| source.kind()) else {
-            return;
-        };
-        let mut sources = lock(&self.core.sources);
-        sources
-            .living
-            .retain(|(_, source)| source.strong_count() > 0);
-        let made_count = sources.made_counts.entry(kind).or_default();
-        let number = *made_count;
-        *made_count += 1;
-        sources.living.push((number, source));
+        lock(&self.core.sources).add(source);
     }
 }
 
