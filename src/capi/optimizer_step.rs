@@ -18,8 +18,8 @@ use crate::optimizer::Optimizer;
 /// Threads: one at a time for each optimizer.
 /// Errors: BUSY where a step is open or a parameter is in; UNKNOWN_PARAMETER; INVALID_ARGUMENT for
 /// an id given twice; BUDGET with the bytes needed where `pinned_bytes` is too small; NULL_ARGUMENT
-/// for NULL with a `count`; what the background commit of an earlier step has to say. No step is
-/// open then.
+/// for NULL with a `count`; what the background commit of an earlier step has to say (see
+/// `tsw_optimizer_step_end`). No step is open then.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tsw_optimizer_step_begin(
     optimizer: *mut tsw_optimizer,
@@ -106,8 +106,9 @@ pub unsafe extern "C" fn tsw_optimizer_step_done(
 /// End a step: count it, with the user data, and forget its gradients.
 ///
 /// With `sync` at commit the step becomes durable in the background: the next one may begin
-/// meanwhile. An error of that comes with the next step's begin or end, or with
-/// `tsw_optimizer_commit`. With `sync` at none nothing becomes durable before
+/// meanwhile. Where that fails, the next call on records returns the error, once, and everything is
+/// back at the last durable step, which `tsw_optimizer_step_number` then tells; a step that was begun
+/// meanwhile is to be aborted. With `sync` at none nothing becomes durable before
 /// `tsw_optimizer_commit`. After a crash the store opens at the last durable step, never at a mix.
 ///
 /// Threads: one at a time for each optimizer.
