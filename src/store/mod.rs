@@ -20,6 +20,10 @@ pub(crate) mod layout;
 mod log_file;
 mod replay;
 mod reservation;
+#[expect(
+    clippy::module_inception,
+    reason = "named after the one type that others use"
+)]
 pub(crate) mod store;
 mod table;
 pub(crate) mod version;
