@@ -9,7 +9,7 @@ use super::{STATES_MAX, StateSpec, Version};
 use crate::base::config::{Config, OptimizerOptions, StoreMode};
 use crate::base::dtype::Dtype;
 use crate::base::error::{Error, Status};
-use crate::io::{Engine, FaultPlan, StoreCall, Witness};
+use crate::io::{Engine, Event, FaultPlan, StoreCall, Witness};
 
 pub(super) fn config_of(backend: &str) -> Config {
     let mut config = Config::new();
@@ -499,8 +499,26 @@ fn what_a_killed_process_left_unsynced_is_on_storage_before_anything_builds_on_i
     witness.fail(StoreCall::SyncLog, 0, 1, libc::EIO);
     store.commit(6, &[(0, version(1, 2))], None).unwrap_err();
     drop(store);
+    let log_bytes = fs::read(log_path(place.path())).unwrap();
+    let noted = witness.events_len();
     let store = open(&engine, place.path()).unwrap();
     assert_eq!((store.step(), store.durable(0)), (6, Some(version(1, 2))));
+    // The kernel may take what it failed to write for written: it has to be given it again.
+    let events = &witness.events()[noted..];
+    let [
+        Event::Write {
+            offset_bytes,
+            bytes,
+            ..
+        },
+        Event::Sync { .. },
+        ..,
+    ] = events
+    else {
+        panic!("{events:?}");
+    };
+    let start = usize::try_from(*offset_bytes).unwrap();
+    assert_eq!(log_bytes[start..], bytes[..]);
     // From here on the slot of step 5 may be written, so step 6 must survive the power.
     let image = tempfile::tempdir().unwrap();
     let events_len = witness.events_len();
