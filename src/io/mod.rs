@@ -20,6 +20,7 @@ mod stats;
 mod storage;
 pub mod tensor;
 mod ticket;
+mod waiting;
 mod witness;
 
 pub use backend::fault::FaultPlan;

@@ -29,8 +29,32 @@ pub(crate) struct Directory {
     directory: OwnedFd,
     path: CString,
     witness: Option<Arc<Witness>>,
-    /// Holds the lock.
-    _lock: OwnedFd,
+    // DROP ORDER: last.
+    lock: Lock,
+}
+
+/// The lock of a directory.
+#[derive(Debug)]
+struct Lock {
+    file: OwnedFd,
+    fork_generation: u32,
+}
+
+impl Lock {
+    /// Unlocks also where a child process has a duplicate of the descriptor; a child leaves its
+    /// parent's lock alone.
+    fn release(&self) {
+        if !sys::forked_since(self.fork_generation) {
+            // Closing the file does it where this fails.
+            let _ = sys::unlock(self.file.as_fd());
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        self.release();
+    }
 }
 
 impl Directory {
@@ -70,12 +94,17 @@ impl Directory {
             directory,
             path: own_path,
             witness,
-            _lock: lock,
+            lock,
         })
     }
 
     pub(crate) fn path(&self) -> &CStr {
         &self.path
+    }
+
+    /// Lets others have the directory; nothing in it is used any more.
+    pub(crate) fn unlock(&self) {
+        self.lock.release();
     }
 
     pub(crate) fn path_of(&self, name: &CStr) -> CString {
@@ -255,7 +284,7 @@ fn make_path(path: &Path) -> Result<(), Errno> {
 }
 
 /// Locks the directory, or says who has it.
-fn take_lock(directory: BorrowedFd<'_>, path: &CStr) -> Result<OwnedFd> {
+fn take_lock(directory: BorrowedFd<'_>, path: &CStr) -> Result<Lock> {
     let lock_path = join(path, LOCK);
     let failed = |errno| Error::io("lock", lock_path.to_bytes(), None, errno, "");
     let lock = sys::open_at(directory, LOCK, true).map_err(failed)?;
@@ -269,7 +298,10 @@ fn take_lock(directory: BorrowedFd<'_>, path: &CStr) -> Result<OwnedFd> {
     if sys::set_len(lock.as_fd(), 0).is_ok() {
         let _ = sys::write_at(lock.as_fd(), holder.as_bytes(), 0);
     }
-    Ok(lock)
+    Ok(Lock {
+        file: lock,
+        fork_generation: sys::fork_generation(),
+    })
 }
 
 fn locked(lock: BorrowedFd<'_>, path: &CStr) -> Error {

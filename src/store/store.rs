@@ -197,9 +197,22 @@ impl Store {
         &self.scratch_path
     }
 
+    /// Bytes of the data file that records take.
+    pub(crate) fn data_bytes(&self) -> u64 {
+        lock(&self.table).data_bytes()
+    }
+
     /// Memory that the table of records takes, without names.
     pub(crate) fn memory_bytes(&self) -> u64 {
         lock(&self.table).memory_bytes()
+    }
+
+    /// Lets others open the store; nobody uses this object any more, though somebody may still
+    /// hold it.
+    pub(crate) fn close(&self) {
+        if let Some(disk) = &self.disk {
+            disk.directory.unlock();
+        }
     }
 
     /// Makes versions durable: syncs the data, appends one entry, syncs the log. Blocks; one

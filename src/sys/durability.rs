@@ -28,7 +28,8 @@ pub fn sync_data(file: BorrowedFd<'_>) -> Result<(), Errno> {
 }
 
 /// Locks an open file against every other opening of it, in this process or another, without
-/// waiting. The lock goes with the last duplicate of the descriptor, also when the process dies.
+/// waiting. The lock goes with [`unlock`], or with the last duplicate of the descriptor, those of
+/// child processes included.
 ///
 /// # Errors
 /// As `flock(2)`: `EWOULDBLOCK` where somebody else has it.
@@ -36,6 +37,15 @@ pub fn lock_exclusive(file: BorrowedFd<'_>) -> Result<(), Errno> {
     let operation = libc::LOCK_EX | libc::LOCK_NB;
     // SAFETY: the descriptor is open for the call; no memory is involved.
     checked(|| unsafe { libc::flock(file.as_raw_fd(), operation) }).map(drop)
+}
+
+/// Takes back [`lock_exclusive`], whoever has duplicates of the descriptor.
+///
+/// # Errors
+/// As `flock(2)`.
+pub fn unlock(file: BorrowedFd<'_>) -> Result<(), Errno> {
+    // SAFETY: the descriptor is open for the call; no memory is involved.
+    checked(|| unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) }).map(drop)
 }
 
 /// Bytes that a process without privileges may still write to the file system of `file`.

@@ -18,6 +18,14 @@ pub const SWAPPER: &str = "tensorswap::swapper";
 pub const STORE: &str = "tensorswap::store";
 /// The engine: requests, files, backends.
 pub const IO: &str = "tensorswap::io";
+/// Target of events of the optimizer.
+pub const OPTIMIZER: &str = "tensorswap::optimizer";
+
+/// A commit in the background failed.
+pub fn commit_failed(error: &str) {
+    tracing::error!(name: "commit_failed", target: OPTIMIZER, error,
+        "a commit failed; the next call goes back to the last durable step");
+}
 
 /// A known key was given and has no effect.
 pub fn config_key_ignored(key: &str, reason: &str) {
@@ -120,6 +128,13 @@ pub fn log_cut(path: &[u8], end: u64, len_bytes: u64) {
 pub fn log_not_compacted(error: &str) {
     tracing::warn!(name: "log_not_compacted", target: STORE, error,
         "the store's log could not be made shorter");
+}
+
+/// A file with gradients could not be removed.
+pub fn gradient_file_left(path: &[u8], errno: i32) {
+    let (path, errno) = (text_of(path), errno_name(errno));
+    tracing::warn!(name: "gradient_file_left", target: OPTIMIZER, path = &*path, errno = &*errno,
+        "a file with gradients could not be removed");
 }
 
 /// A path as a field; bytes that are not UTF-8 are replaced.
