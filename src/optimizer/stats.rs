@@ -141,6 +141,10 @@ impl Shared {
 }
 
 impl Metrics for Shared {
+    fn kind(&self) -> &'static str {
+        "optimizer"
+    }
+
     fn metrics(&self) -> Vec<Metric> {
         let stats = self.stats();
         let commit = self.figures.commit.snapshot();
