@@ -154,7 +154,7 @@ impl Optimizer {
             offset_bytes: Some(offset + image.layout.image(state, image.numel).start),
             errno: 0,
             detail: format!(
-                "state {} of parameter {id} is not what was written (generation {})",
+                "state {} is not what was written (generation {})",
                 image.layout.states[state].name, version.generation
             ),
         })))
