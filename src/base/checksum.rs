@@ -6,47 +6,27 @@
 
 use crc_fast::{CrcAlgorithm, Digest};
 
-/// Bytes that are brought into the cache together before they are folded.
-const BLOCK_BYTES: usize = PAGES * PAGE_BYTES;
-/// The processor prefetches within a page at most.
-const PAGE_BYTES: usize = 4096;
-/// Pages read side by side: more misses in flight than a straight read has.
-const PAGES: usize = 8;
-const LINE_BYTES: usize = 64;
+use super::cache::{TOUCH_BYTES, touch};
+
 /// Shorter input is mostly in the cache already.
-const COLD_FROM_BYTES: usize = 8 * BLOCK_BYTES;
+const COLD_FROM_BYTES: usize = 8 * TOUCH_BYTES;
 
 /// The CRC-32C of `bytes`.
 ///
-/// Folding is several times faster than memory, and reads straight through, so on long input it
-/// would wait for one page after the other. There, each block is touched before it is folded, a
-/// line of each of its pages in turn: a third faster on what is not in the cache.
+/// Folding is several times faster than memory and reads straight through, so that on long input
+/// it would mostly wait; there each block is brought into the cache first.
 pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
     let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
     if bytes.len() < COLD_FROM_BYTES {
         digest.update(bytes);
     } else {
-        let (blocks, rest) = bytes.as_chunks::<BLOCK_BYTES>();
-        for block in blocks {
+        for block in bytes.chunks(TOUCH_BYTES) {
             touch(block);
             digest.update(block);
         }
-        digest.update(rest);
     }
     // A 32-bit checksum comes in the low half of 64 bits.
     (digest.finalize() & 0xffff_ffff) as u32
-}
-
-/// Reads one byte of every line.
-fn touch(block: &[u8; BLOCK_BYTES]) {
-    let mut all = 0;
-    for line in (0..PAGE_BYTES).step_by(LINE_BYTES) {
-        for page in 0..PAGES {
-            all |= block[page * PAGE_BYTES + line];
-        }
-    }
-    // Without a use the reads would be left out.
-    std::hint::black_box(all);
 }
 
 #[cfg(test)]
@@ -91,7 +71,7 @@ mod tests {
             COLD_FROM_BYTES - 1,
             COLD_FROM_BYTES,
             COLD_FROM_BYTES + 1,
-            9 * BLOCK_BYTES - 3,
+            9 * TOUCH_BYTES - 3,
         ] {
             let bytes: Vec<u8> = (0..len).map(|at| (at * 31 + at / 977) as u8).collect();
             assert_eq!(crc32c(&bytes), by_definition(&bytes), "{len}");

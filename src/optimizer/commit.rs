@@ -89,6 +89,10 @@ impl Core {
                 self.commit_queue.push_back(index);
             }
         }
+        if self.reversed {
+            // What the next step takes first is written first.
+            self.commit_queue.make_contiguous().reverse();
+        }
         self.swapped_out = false;
         self.user_data_is_new = false;
         self.commit = CommitState::Cleaning(commit);

@@ -78,7 +78,7 @@ impl Optimizer {
         for run in order.chunk_by(same) {
             check_cover(&core, run.iter().map(|at| &pieces[*at]))?;
         }
-        core = self.ensure_arena(core)?;
+        core = self.ensure_room_for_one(core)?;
         drop(core);
         let mut indices = Vec::new();
         for run in order.chunk_by(same) {

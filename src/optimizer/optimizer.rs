@@ -272,14 +272,48 @@ impl Optimizer {
     /// `Budget`; `NoMemory`, `Memlock`; `Busy` where views are out.
     pub(super) fn ensure_arena<'a>(
         &'a self,
-        mut core: MutexGuard<'a, Core>,
+        core: MutexGuard<'a, Core>,
     ) -> Result<MutexGuard<'a, Core>> {
         if core.arena.is_some() && !core.arena_is_stale {
             return Ok(core);
         }
         let plan = self.plan_arena(&core)?;
-        if core.arena.as_ref().is_some_and(|arena| arena.suits(&plan)) {
-            core.arena_is_stale = false;
+        let mut core = self.make_arena(core, &plan)?;
+        core.arena_is_stale = false;
+        Ok(core)
+    }
+
+    /// Makes an arena for calls that move one parameter after the other. The budget is for
+    /// updates: where it is too small for them, room for one parameter is enough here.
+    ///
+    /// # Errors
+    /// `NoMemory`, `Memlock`; `Busy` where views are out.
+    pub(super) fn ensure_room_for_one<'a>(
+        &'a self,
+        core: MutexGuard<'a, Core>,
+    ) -> Result<MutexGuard<'a, Core>> {
+        if core.arena.is_some() && !core.arena_is_stale {
+            return Ok(core);
+        }
+        if self.plan_arena(&core).is_ok() {
+            return self.ensure_arena(core);
+        }
+        let one = Demand {
+            views_max: 1,
+            pinned_bytes: None,
+            pipelined_count: 0,
+            cache_bytes: 0,
+        };
+        let plan = plan(&record_sizes(&core), one)?;
+        self.make_arena(core, &plan)
+    }
+
+    fn make_arena<'a>(
+        &'a self,
+        mut core: MutexGuard<'a, Core>,
+        plan: &ArenaPlan,
+    ) -> Result<MutexGuard<'a, Core>> {
+        if core.arena.as_ref().is_some_and(|arena| arena.suits(plan)) {
             return Ok(core);
         }
         if !core.outs.is_empty() {
@@ -298,21 +332,12 @@ impl Optimizer {
             core.buffer = Some(buffer);
         }
         core.clean.clear();
-        core.arena = Some(Arena::new(&plan));
+        core.arena = Some(Arena::new(plan));
         core.computed_bytes = plan.total_bytes();
-        core.arena_is_stale = false;
         Ok(core)
     }
 
     fn plan_arena(&self, core: &Core) -> Result<ArenaPlan> {
-        let sizes: Vec<u64> = core
-            .records
-            .iter()
-            .map(|record| match record.attached {
-                true => core.layout.record_bytes(record.numel),
-                false => 0,
-            })
-            .collect();
         let options = &self.shared.options;
         let ahead = |pipelined: bool, count: Option<u32>| match (pipelined, count) {
             (false, _) => 0,
@@ -325,7 +350,7 @@ impl Optimizer {
                 + ahead(options.pipeline_write, options.write_behind),
             cache_bytes: options.cache_bytes,
         };
-        plan(&sizes, demand)
+        plan(&record_sizes(core), demand)
     }
 
     /// Writes all that is in memory only, and waits until nothing moves.
@@ -366,6 +391,15 @@ impl Optimizer {
     pub fn step_number(&self) -> u64 {
         lock(&self.shared.core).step_number
     }
+}
+
+/// Bytes of each record in memory; none for those that this process did not add.
+fn record_sizes(core: &Core) -> Vec<u64> {
+    let size = |record: &Record| match record.attached {
+        true => core.layout.record_bytes(record.numel),
+        false => 0,
+    };
+    core.records.iter().map(size).collect()
 }
 
 fn policy_of(options: &OptimizerOptions) -> Policy {

@@ -66,7 +66,7 @@ impl Optimizer {
             return Err(core.not_out(index));
         }
         core.tell_lost(index)?;
-        core = self.ensure_arena(core)?;
+        core = self.ensure_room_for_one(core)?;
         core = self.bring_in(core, index)?;
         let view = self
             .give_out(core, index, false)

@@ -1,10 +1,16 @@
 //! Conversions between types, and addition, on whole slices.
 
+use std::ops::Range;
+
 use super::lanes::{CHUNK, load, store, unsupported};
 use super::rounding::Rounder;
+use crate::base::cache::{TOUCH_BYTES, touch};
 use crate::base::dtype::Dtype;
 use crate::base::error::{Error, Result};
 use crate::base::units::{to_u64, to_usize};
+
+/// Values that are brought into the cache together: whole chunks.
+const GROUP: usize = TOUCH_BYTES / 4;
 
 /// Converts the `numel` values at the start of `region` from one type to another, in place; they
 /// begin at the start of `region` afterwards too. What lies behind them there is not defined,
@@ -31,21 +37,31 @@ pub(crate) fn convert_in_place(
         )));
     }
     let mut values = [0.0; CHUNK];
-    let mut convert = |first: usize| {
-        let end = numel.min(first + CHUNK);
-        let values = &mut values[..end - first];
-        load(&region[first * from_bytes..end * from_bytes], from, values)?;
-        let to_region = &mut region[first * to_bytes..end * to_bytes];
-        store(values, to_region, to, rounder.after(to_u64(first)))
+    let mut convert_group = |start: usize| {
+        let group_end = numel.min(start + GROUP);
+        touch(&region[start * from_bytes..group_end * from_bytes]);
+        touch(&region[start * to_bytes..group_end * to_bytes]);
+        let mut convert = |first: usize| {
+            let end = group_end.min(first + CHUNK);
+            let values = &mut values[..end - first];
+            load(&region[first * from_bytes..end * from_bytes], from, values)?;
+            let to_region = &mut region[first * to_bytes..end * to_bytes];
+            store(values, to_region, to, rounder.after(to_u64(first)))
+        };
+        in_order(start..group_end, CHUNK, to_bytes > from_bytes).try_for_each(&mut convert)
     };
-    // The chunk is on the stack before its place is overwritten, and the direction is the one in
+    // A chunk is on the stack before its place is overwritten, and the direction is the one in
     // which the values of other chunks are overwritten only after they were converted.
-    let mut firsts = (0..numel).step_by(CHUNK);
-    if to_bytes > from_bytes {
-        firsts.rev().try_for_each(&mut convert)
-    } else {
-        firsts.try_for_each(&mut convert)
-    }
+    in_order(0..numel, GROUP, to_bytes > from_bytes).try_for_each(&mut convert_group)
+}
+
+/// Every `step`th number of a range, the last of them first where `backward`.
+fn in_order(range: Range<usize>, step: usize, backward: bool) -> impl Iterator<Item = usize> {
+    let count = range.len().div_ceil(step);
+    (0..count).map(move |index| {
+        let index = if backward { count - 1 - index } else { index };
+        range.start + index * step
+    })
 }
 
 /// Converts the values in `from` to `to`. Of equal types it is a copy, whatever they are.

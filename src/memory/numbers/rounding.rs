@@ -75,33 +75,34 @@ vectorized! {
 
 const MAGNITUDE: u32 = 0x7fff_ffff;
 const INFINITY: u32 = 0x7f80_0000;
+/// The bit of a mantissa that makes a NaN a quiet one.
+const QUIET: u32 = 0x0040_0000;
+
+/// One of two values. Unlike `if` it never becomes a jump, which would keep a loop from being
+/// vectorized.
+#[inline(always)]
+fn select(condition: bool, yes: u32, no: u32) -> u32 {
+    let mask = 0u32.wrapping_sub(u32::from(condition));
+    (yes & mask) | (no & !mask)
+}
 
 /// f32 bits to bf16 bits, to the nearest.
 #[inline(always)]
 pub(super) fn nearest_bf16(bits: u32) -> u16 {
     let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
     // A NaN whose payload lies in the lower half must not become an infinity: made quiet.
-    let kept = if bits & MAGNITUDE > INFINITY {
-        bits | 0x0040_0000
-    } else {
-        rounded
-    };
-    (kept >> 16) as u16
+    let is_nan = bits & MAGNITUDE > INFINITY;
+    (select(is_nan, bits | QUIET, rounded) >> 16) as u16
 }
 
 /// f32 bits to bf16 bits, by chance.
 #[inline(always)]
 pub(super) fn stochastic_bf16(bits: u32, random: u16) -> u16 {
+    let magnitude = bits & MAGNITUDE;
     // Adding less than one step carries over with just the probability wanted.
-    let rounded = bits.wrapping_add(u32::from(random));
-    let kept = if bits & MAGNITUDE > INFINITY {
-        bits | 0x0040_0000
-    } else if bits & MAGNITUDE == INFINITY {
-        bits
-    } else {
-        rounded
-    };
-    (kept >> 16) as u16
+    let noise = select(magnitude < INFINITY, u32::from(random), 0);
+    let quiet = select(magnitude > INFINITY, QUIET, 0);
+    ((bits.wrapping_add(noise) | quiet) >> 16) as u16
 }
 
 /// f32 bits to f16 bits, by chance.
@@ -115,27 +116,19 @@ pub(super) fn stochastic_f16(bits: u32, random: u32) -> u16 {
     /// 65536: from here on even the lower neighbour is infinity.
     const TOO_LARGE: u32 = 0x4780_0000;
     let magnitude = bits & MAGNITUDE;
-    let exponent = magnitude >> 23;
     // What is shifted out, and how far. Normal: exponent and mantissa together, brought to the
     // bias of f16. Subnormal: the mantissa, until its unit is 2^-24, the step of subnormal f16.
-    let (value, shift) = if magnitude >= NORMAL {
-        (magnitude.wrapping_sub((127 - 15) << 23), 13)
-    } else {
-        (
-            (magnitude & 0x007f_ffff) | 0x0080_0000,
-            126 - exponent.min(126),
-        )
-    };
+    let is_normal = magnitude >= NORMAL;
+    let biased = magnitude.wrapping_sub((127 - 15) << 23);
+    let mantissa = (magnitude & 0x007f_ffff) | 0x0080_0000;
+    let value = select(is_normal, biased, mantissa);
+    let shift = select(is_normal, 13, 126u32.wrapping_sub(magnitude >> 23));
     let near = shift.min(31);
     let far = (shift - near).min(31);
     let noise = random & ((1 << near) - 1);
     let rounded = (value >> far).wrapping_add(noise) >> near;
-    let kept = if magnitude > INFINITY {
-        0x7e00 | ((magnitude >> 13) & 0x03ff)
-    } else if magnitude >= TOO_LARGE {
-        0x7c00
-    } else {
-        rounded
-    };
+    let nan = 0x7e00 | ((magnitude >> 13) & 0x03ff);
+    let large = select(magnitude > INFINITY, nan, 0x7c00);
+    let kept = select(magnitude >= TOO_LARGE, large, rounded);
     (((bits >> 16) & 0x8000 | kept) & 0xffff) as u16
 }

@@ -126,6 +126,9 @@ fn convert_here(bytes: &[u8], from: Dtype, to: Dtype, rounder: Rounder, start: u
 }
 
 proptest! {
+    // Each case has some thousand values.
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
     #[test]
     fn conversions_agree_with_the_scalar_ones(
         (from, bytes) in typed_values(),
