@@ -27,7 +27,9 @@ impl From<Error> for StepError {
 }
 
 impl Optimizer {
-    /// Opens a step over these parameters, or over all that were added.
+    /// Opens a step over these parameters, or over all that were added. With `sync=commit`, changes
+    /// of parameters since the last commit are committed first, as by
+    /// [`commit`](Optimizer::commit), where the step could not be taken back otherwise.
     ///
     /// # Errors
     /// `Busy` with a step open or parameters swapped in; `UnknownParameter`; `InvalidArgument` for
@@ -52,6 +54,9 @@ impl Optimizer {
             core.tell_lost(*index)?;
         }
         core = self.ensure_arena(core)?;
+        if core.has_only_one_slot_left() {
+            core = self.commit_now(core)?;
+        }
         if core.reversed {
             order.reverse();
         }
@@ -296,6 +301,16 @@ impl Core {
                     || step.is_aborting
                     || step.todo_count == 0
             })
+    }
+
+    /// Whether some record was changed since the last commit, and has a durable version besides:
+    /// a step that can be taken back has no slot for what it makes of that record.
+    fn has_only_one_slot_left(&self) -> bool {
+        let is_full = |index: &u32| {
+            let record = self.record(*index);
+            record.base.is_some() && record.working.is_some()
+        };
+        self.policy.sync == SyncMode::Commit && self.changed.iter().any(is_full)
     }
 
     fn open_step(&mut self, order: Vec<u32>) {
