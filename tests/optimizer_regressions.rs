@@ -180,9 +180,16 @@ fn a_parameter_larger_than_all_others_together_needs_no_larger_buffers_for_the_o
 
 #[test]
 fn a_budget_that_is_too_small_is_told_before_training() {
-    let (_directory, _engine, optimizer, _model) =
-        setup(&[("pinned_bytes", "64KiB")], &[100, 300_000]);
-    // Both ways of swapping, before anything has moved.
+    let (directory, engine) = (directory(), engine(&[]));
+    let mut model = Model::new(&F32);
+    model.add(0, 100);
+    model.add(1, 300_000);
+    let settings = [("pinned_bytes", "64KiB")];
+    let optimizer = open(&engine, directory.path(), &settings, &model);
+    let mut bytes = to_bytes(&values(100, 1), Dtype::F32);
+    let source = elements(&mut bytes, Dtype::F32);
+    optimizer.initialize_parameters(&[0], &[source]).unwrap();
+    // Both ways of updating, before anything has moved.
     let errors = [
         optimizer.step_begin(None).unwrap_err(),
         optimizer.swap_in_state(0, None).unwrap_err(),

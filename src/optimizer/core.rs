@@ -268,9 +268,6 @@ impl Core {
         if let Some(arena) = self.arena.as_mut() {
             arena.free(index, place);
         }
-        if self.expected == Some(index) {
-            self.expected = None;
-        }
     }
 
     /// Notes that a record's images are in memory and on storage.

@@ -2,12 +2,12 @@
 
 use super::core::Core;
 use super::initialize::{convert_range, zero_but_master};
-use super::optimizer::Optimizer;
+use super::optimizer_swapper::Optimizer;
 use super::record::Residency;
 use super::views::GiveBack;
 use crate::base::dtype::Dtype;
 use crate::base::error::{Error, Result};
-use crate::base::sync::lock;
+use crate::base::sync::{MutexGuard, lock};
 use crate::io::Tensor;
 use crate::memory::MemoryRange;
 use crate::store::StateSpec;
@@ -124,17 +124,28 @@ impl Optimizer {
     /// nothing is committed then, and, unless a sync failed, it can be tried again.
     pub fn commit(&self) -> Result<()> {
         let _desk = self.enter()?;
-        let mut core = self.settled_between_steps()?;
+        let core = self.settled_between_steps()?;
         if let Some(out) = core.outs.first() {
             let id = core.record(out.record).id;
             return Err(Error::Busy(format!("parameter {id} is swapped in")));
         }
+        self.commit_now(core).map(drop)
+    }
+
+    /// Commits all that is done, between steps and with no view out.
+    ///
+    /// # Errors
+    /// As [`commit`](Optimizer::commit).
+    pub(super) fn commit_now<'a>(
+        &'a self,
+        mut core: MutexGuard<'a, Core>,
+    ) -> Result<MutexGuard<'a, Core>> {
         while !core.commit.is_idle() {
             core = self.shared.wait_for(core, false);
         }
         if core.failed.is_some() {
             drop(core);
-            return self.settled_between_steps().map(drop);
+            return self.settled_between_steps();
         }
         core.check_nothing_lost()?;
         let counts = core.swapped_out;
@@ -152,7 +163,7 @@ impl Optimizer {
             core.step_number -= u64::from(counts);
             core.swapped_out = counts;
         }
-        outcome
+        outcome.map(|()| core)
     }
 
     /// Keeps bytes of the caller's with the next commit: learning rate, random state, position in

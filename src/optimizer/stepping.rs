@@ -1,7 +1,7 @@
 //! A whole step: the optimizer chooses the order and keeps the pipeline full.
 
 use super::core::Core;
-use super::optimizer::Optimizer;
+use super::optimizer_swapper::Optimizer;
 use super::record::{Residency, StepPart};
 use super::step::Step;
 use super::view::ParameterView;
@@ -10,6 +10,7 @@ use crate::base::config::SyncMode;
 use crate::base::error::{Error, Result};
 use crate::base::sync::{MutexGuard, lock};
 use crate::base::units::nanos;
+use crate::store::Version;
 
 /// A record that could not be given out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,7 +28,9 @@ impl From<Error> for StepError {
 }
 
 impl Optimizer {
-    /// Opens a step over these parameters, or over all that were added.
+    /// Opens a step over these parameters, or over all that were added. With `sync=commit`, changes
+    /// of parameters since the last commit are committed first, as by
+    /// [`commit`](Optimizer::commit), where the step could not be taken back otherwise.
     ///
     /// # Errors
     /// `Busy` with a step open or parameters swapped in; `UnknownParameter`; `InvalidArgument` for
@@ -52,6 +55,9 @@ impl Optimizer {
             core.tell_lost(*index)?;
         }
         core = self.ensure_arena(core)?;
+        if core.has_only_one_slot_left() {
+            core = self.commit_now(core)?;
+        }
         if core.reversed {
             order.reverse();
         }
@@ -296,6 +302,20 @@ impl Core {
                     || step.is_aborting
                     || step.todo_count == 0
             })
+    }
+
+    /// Whether some record was changed since the last commit, and has a durable version besides:
+    /// a step that can be taken back has no slot for what it makes of that record.
+    fn has_only_one_slot_left(&self) -> bool {
+        let is_full = |index: &u32| {
+            let record = self.record(*index);
+            let is_elsewhere = |base: Version, working: Version| {
+                record.dirty || record.residency == Residency::Writing || working.slot != base.slot
+            };
+            matches!((record.base, record.working), (Some(base), Some(working))
+                if is_elsewhere(base, working))
+        };
+        self.policy.sync == SyncMode::Commit && self.changed.iter().any(is_full)
     }
 
     fn open_step(&mut self, order: Vec<u32>) {

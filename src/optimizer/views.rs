@@ -9,7 +9,7 @@ use std::time::Instant;
 use super::core::{Core, OutView};
 use super::gradients::Lent;
 use super::image::{Image, RoundingKey};
-use super::optimizer::Optimizer;
+use super::optimizer_swapper::Optimizer;
 use super::record::{Residency, StepPart};
 use super::shared::of_parameter;
 use super::view::{ParameterView, StateView};
@@ -76,7 +76,7 @@ impl Optimizer {
                 memory,
             };
             if let Some(version) = version.filter(|_| !verified) {
-                self.verify(&image, &version, index, id)?;
+                self.verify(&image, &version, index)?;
             }
             let states = image.expand(version.map_or(u8::MAX, |version| version.zero_states))?;
             let (gradient, lent) = self.gradient_of(&image, index, with_gradient)?;
@@ -136,7 +136,7 @@ impl Optimizer {
         }
     }
 
-    fn verify(&self, image: &Image<'_>, version: &Version, index: u32, id: u64) -> Result<()> {
+    fn verify(&self, image: &Image<'_>, version: &Version, index: u32) -> Result<()> {
         if self.shared.options.checksum != ChecksumMode::Verify {
             return Ok(());
         }
@@ -154,7 +154,7 @@ impl Optimizer {
             offset_bytes: Some(offset + image.layout.image(state, image.numel).start),
             errno: 0,
             detail: format!(
-                "state {} of parameter {id} is not what was written (generation {})",
+                "state {} is not what was written (generation {})",
                 image.layout.states[state].name, version.generation
             ),
         })))
