@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::backend::fault::FaultPlan;
 use super::counters::Counters;
 use super::driver::{self, BackendFacts, Driver};
+use super::metrics::{self, Metrics, Sources};
 use super::request::{Direction, Request, Sink};
 use super::start;
 use super::stats::EngineStats;
@@ -18,7 +19,6 @@ use super::witness::Witness;
 use crate::base::config::{Config, EngineOptions};
 use crate::base::error::{Error, Result};
 use crate::base::observe::events;
-use crate::base::observe::prometheus::Value;
 use crate::base::sync::{Mutex, lock};
 use crate::memory::{Buffer, MemoryRange, Registry, ReleaseHook};
 use crate::sys;
@@ -50,23 +50,7 @@ struct Core {
     groups: AtomicU64,
     shut_down: AtomicBool,
     fork_generation: u32,
-    swappers: Mutex<Swappers>,
-}
-
-/// What layers above add to the metrics, each under a number of its own.
-#[derive(Debug, Default)]
-struct Swappers {
-    made_count: u64,
-    sources: Vec<(u64, Weak<dyn Metrics>)>,
-}
-
-/// A metric of a layer above: its name, its help, and its value.
-pub(crate) type Metric = (&'static str, &'static str, Value);
-
-/// A source of metrics.
-pub(crate) trait Metrics: std::fmt::Debug + Send + Sync {
-    /// The values at this moment.
-    fn metrics(&self) -> Vec<Metric>;
+    sources: Mutex<Sources>,
 }
 
 impl Engine {
@@ -121,7 +105,7 @@ impl Engine {
                 groups: AtomicU64::new(0),
                 shut_down: AtomicBool::new(false),
                 fork_generation: sys::fork_generation(),
-                swappers: Mutex::default(),
+                sources: Mutex::default(),
             }),
         })
     }
@@ -460,26 +444,17 @@ impl Engine {
         )
     }
 
-    /// The counters in the text format of Prometheus, with those of the swappers on this engine.
+    /// The counters in the text format of Prometheus, with those of the swappers and optimizers on
+    /// this engine.
     #[must_use]
     pub fn prometheus(&self) -> String {
-        let swappers: Vec<(String, Vec<Metric>)> = lock(&self.core.swappers)
-            .sources
-            .iter()
-            .filter_map(|(number, source)| Some((number.to_string(), source.upgrade()?.metrics())))
-            .collect();
-        start::prometheus(&self.stats(), &swappers)
+        let sources = lock(&self.core.sources).values();
+        metrics::prometheus(&self.stats(), &sources)
     }
 
-    /// Adds a swapper's metrics to the engine's, for as long as it lives.
+    /// Adds the metrics of a layer above to the engine's, for as long as it lives.
     pub(crate) fn add_metrics(&self, source: Weak<dyn Metrics>) {
-        let mut swappers = lock(&self.core.swappers);
-        swappers
-            .sources
-            .retain(|(_, source)| source.strong_count() > 0);
-        let number = swappers.made_count;
-        swappers.made_count += 1;
-        swappers.sources.push((number, source));
+        lock(&self.core.sources).add(source);
     }
 }
 

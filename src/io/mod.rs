@@ -12,6 +12,7 @@ mod backend;
 mod counters;
 mod driver;
 mod engine;
+mod metrics;
 mod planner;
 mod power_cut;
 mod request;
@@ -25,7 +26,7 @@ mod witness;
 
 pub use backend::fault::FaultPlan;
 pub use engine::Engine;
-pub(crate) use engine::{Metric, Metrics};
+pub(crate) use metrics::{Metric, Metrics};
 pub use stats::{DirectionStats, EngineStats};
 pub use tensor::Tensor;
 pub use ticket::{Completion, Ticket};

@@ -67,7 +67,7 @@ impl File {
     }
 
     fn set_len(&mut self, len_bytes: u64) {
-        let first_gone = len_bytes.next_multiple_of(SECTOR_BYTES) / SECTOR_BYTES;
+        let first_gone = len_bytes.div_ceil(SECTOR_BYTES);
         let known = self.durable.keys().chain(self.written.keys());
         let gone: Vec<u64> = known
             .copied()

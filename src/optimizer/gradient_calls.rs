@@ -1,6 +1,6 @@
 //! The calls between backward and the step: gradients of parameters.
 
-use super::optimizer::Optimizer;
+use super::optimizer_swapper::Optimizer;
 use crate::base::error::{Error, Result};
 use crate::base::sync::lock;
 use crate::io::Tensor;

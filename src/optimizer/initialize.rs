@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::core::Core;
 use super::image::Image;
-use super::optimizer::Optimizer;
+use super::optimizer_swapper::Optimizer;
 use super::record::Residency;
 use crate::base::config::ChecksumMode;
 use crate::base::dtype::Dtype;

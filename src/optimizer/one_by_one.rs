@@ -7,7 +7,7 @@
 use std::time::Instant;
 
 use super::core::Core;
-use super::optimizer::Optimizer;
+use super::optimizer_swapper::Optimizer;
 use super::record::{Residency, StepPart};
 use super::view::ParameterView;
 use super::views::GiveBack;

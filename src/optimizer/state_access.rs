@@ -2,7 +2,7 @@
 
 use super::core::Core;
 use super::initialize::{convert_range, zero_but_master};
-use super::optimizer::Optimizer;
+use super::optimizer_swapper::Optimizer;
 use super::record::Residency;
 use super::views::GiveBack;
 use crate::base::dtype::Dtype;

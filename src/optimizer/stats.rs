@@ -1,6 +1,6 @@
 //! The optimizer's figures at one moment.
 
-use super::optimizer::Optimizer;
+use super::optimizer_swapper::Optimizer;
 use super::shared::Shared;
 use crate::base::observe::TimerSnapshot;
 use crate::base::observe::prometheus::Value::{Counter, Gauge, Summary};
@@ -141,6 +141,10 @@ impl Shared {
 }
 
 impl Metrics for Shared {
+    fn kind(&self) -> &'static str {
+        "optimizer"
+    }
+
     fn metrics(&self) -> Vec<Metric> {
         let stats = self.stats();
         let commit = self.figures.commit.snapshot();

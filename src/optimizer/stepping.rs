@@ -1,7 +1,7 @@
 //! A whole step: the optimizer chooses the order and keeps the pipeline full.
 
 use super::core::Core;
-use super::optimizer::Optimizer;
+use super::optimizer_swapper::Optimizer;
 use super::record::{Residency, StepPart};
 use super::step::Step;
 use super::view::ParameterView;
@@ -10,6 +10,7 @@ use crate::base::config::SyncMode;
 use crate::base::error::{Error, Result};
 use crate::base::sync::{MutexGuard, lock};
 use crate::base::units::nanos;
+use crate::store::Version;
 
 /// A record that could not be given out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -308,7 +309,11 @@ impl Core {
     fn has_only_one_slot_left(&self) -> bool {
         let is_full = |index: &u32| {
             let record = self.record(*index);
-            record.base.is_some() && record.working.is_some()
+            let is_elsewhere = |base: Version, working: Version| {
+                record.dirty || record.residency == Residency::Writing || working.slot != base.slot
+            };
+            matches!((record.base, record.working), (Some(base), Some(working))
+                if is_elsewhere(base, working))
         };
         self.policy.sync == SyncMode::Commit && self.changed.iter().any(is_full)
     }

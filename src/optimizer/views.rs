@@ -9,7 +9,7 @@ use std::time::Instant;
 use super::core::{Core, OutView};
 use super::gradients::Lent;
 use super::image::{Image, RoundingKey};
-use super::optimizer::Optimizer;
+use super::optimizer_swapper::Optimizer;
 use super::record::{Residency, StepPart};
 use super::shared::of_parameter;
 use super::view::{ParameterView, StateView};

@@ -19,8 +19,6 @@ pub(crate) const ENTRY_HEADER_BYTES: usize = 40;
 pub(crate) const ENTRY_ALIGN_BYTES: usize = 8;
 /// "TSWE" as the bytes lie in the file.
 const ENTRY_MAGIC: [u8; 4] = *b"TSWE";
-/// Bytes of a commit's payload before its changes.
-pub(crate) const COMMIT_FIXED_BYTES: usize = 24;
 
 /// CRC-32C (Castagnoli) over the parts, one after the other.
 pub(crate) fn checksum(parts: &[&[u8]]) -> u32 {

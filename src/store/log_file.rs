@@ -12,7 +12,7 @@ use super::replay::{Unreadable, replay};
 use super::table::{RecordIndex, Table};
 use crate::base::error::{Error, Result};
 use crate::base::observe::events;
-use crate::base::units::{FILE_OFFSET_MAX, MIB, round_up, to_u64};
+use crate::base::units::{FILE_OFFSET_MAX, MIB, round_up, to_u64, to_usize};
 
 /// A log shorter than this is not replaced by a shorter one.
 const COMPACT_BYTES_MIN: u64 = 4 * MIB;
@@ -83,8 +83,14 @@ impl Log {
             events::log_cut(file.path().to_bytes(), read.end, len_bytes);
             file.set_len(read.end)?;
         }
-        // Whoever wrote the last commit may have died before it was on storage. From now on the
-        // slots of the commit before it may be written, so it has to be.
+        // Whoever wrote the last commit may have died before it was on storage, or may have failed
+        // to sync it. From now on the slots of the commit before it may be written, so it has to
+        // be there. It is written again, because after a failed sync the kernel takes the pages for
+        // clean (fsync(2)), and another sync would do nothing.
+        if !read.sealed {
+            let last = to_usize(read.last_from)?..to_usize(read.end)?;
+            file.write_at(&bytes[last], read.last_from)?;
+        }
         file.sync()?;
         let mut log = Log::new(file, read.identity, read.sequence, read.end, read.previous);
         if !read.sealed {

@@ -9,7 +9,6 @@
 //!
 //! [`layout`], [`version`], [`entry`], [`header`], [`table`] and [`replay`] are pure.
 //! Any thread may call [`Store`]; calls run on the thread of the caller.
-#![allow(dead_code)]
 
 mod directory;
 mod entry;
@@ -20,6 +19,10 @@ pub(crate) mod layout;
 mod log_file;
 mod replay;
 mod reservation;
+#[expect(
+    clippy::module_inception,
+    reason = "named after the one type that others use"
+)]
 pub(crate) mod store;
 mod table;
 pub(crate) mod version;
@@ -33,10 +36,6 @@ mod store_tests;
 
 pub(crate) use fuzz::read_any_log;
 pub use layout::STATES_MAX;
-#[allow(unused_imports)]
 pub(crate) use layout::{BLOCK_BYTES, Layout, StateSpec};
-#[allow(unused_imports)]
 pub(crate) use store::Store;
-#[allow(unused_imports)]
-pub(crate) use table::{RecordIndex, StoredRecord, USER_DATA_BYTES_MAX};
 pub(crate) use version::Version;

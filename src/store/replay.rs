@@ -28,6 +28,8 @@ pub(crate) struct Replay {
     pub(crate) previous: u32,
     /// Whether the last commit is known to be on storage.
     pub(crate) sealed: bool,
+    /// Where the entries of the last commit begin; all before it is known to be on storage.
+    pub(crate) last_from: u64,
 }
 
 /// Why a log cannot be read.
@@ -75,6 +77,7 @@ pub(crate) fn replay(bytes: &[u8]) -> Result<Replay, Unreadable> {
         end: to_u64(LOG_HEADER_BYTES),
         previous: header_checksum,
         sealed: true,
+        last_from: to_u64(LOG_HEADER_BYTES),
     };
     let mut at = LOG_HEADER_BYTES;
     let mut previous = header_checksum;
@@ -136,6 +139,7 @@ fn apply(replay: &mut Replay, entry: &Entry<'_>) -> Result<bool, String> {
             table.apply(&commit).map_err(|error| error.to_string())?;
             replay.sequence = sequence;
             replay.sealed = false;
+            replay.last_from = replay.end;
             Ok(true)
         }
         Kind::Seal => {

@@ -130,24 +130,9 @@ impl Store {
         lock(&self.table).add_state(state)
     }
 
-    /// How many records there are.
-    pub(crate) fn records_len(&self) -> usize {
-        lock(&self.table).records().len()
-    }
-
-    /// A record, its name included; for reading many, [`Store::durable`] costs less.
+    /// A record, its name included.
     pub(crate) fn record(&self, index: RecordIndex) -> Option<StoredRecord> {
         lock(&self.table).record(index).cloned()
-    }
-
-    /// The last committed version of a record.
-    pub(crate) fn durable(&self, index: RecordIndex) -> Option<Version> {
-        lock(&self.table).record(index)?.durable
-    }
-
-    /// The record of a parameter.
-    pub(crate) fn find(&self, id: u64) -> Option<RecordIndex> {
-        lock(&self.table).find(id)
     }
 
     /// Registers a record and reserves both of its slots. It is part of the store from the next
@@ -202,11 +187,6 @@ impl Store {
         lock(&self.table).data_bytes()
     }
 
-    /// Memory that the table of records takes, without names.
-    pub(crate) fn memory_bytes(&self) -> u64 {
-        lock(&self.table).memory_bytes()
-    }
-
     /// Lets others open the store; nobody uses this object any more, though somebody may still
     /// hold it.
     pub(crate) fn close(&self) {
@@ -249,6 +229,29 @@ impl Store {
             writer.log.reserve(commit_bytes);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+impl Store {
+    /// How many records there are.
+    pub(crate) fn records_len(&self) -> usize {
+        lock(&self.table).records().len()
+    }
+
+    /// The last committed version of a record.
+    pub(crate) fn durable(&self, index: RecordIndex) -> Option<Version> {
+        lock(&self.table).record(index)?.durable
+    }
+
+    /// The record of a parameter.
+    pub(crate) fn find(&self, id: u64) -> Option<RecordIndex> {
+        lock(&self.table).find(id)
+    }
+
+    /// Memory that the table of records takes, without names.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        lock(&self.table).memory_bytes()
     }
 }
 

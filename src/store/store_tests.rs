@@ -9,7 +9,7 @@ use super::{STATES_MAX, StateSpec, Version};
 use crate::base::config::{Config, OptimizerOptions, StoreMode};
 use crate::base::dtype::Dtype;
 use crate::base::error::{Error, Status};
-use crate::io::{Engine, FaultPlan, StoreCall, Witness};
+use crate::io::{Engine, Event, FaultPlan, StoreCall, Witness};
 
 pub(super) fn config_of(backend: &str) -> Config {
     let mut config = Config::new();
@@ -251,7 +251,8 @@ fn scratch_files_do_not_outlive_the_store_and_nothing_else_is_removed_for_them()
 fn foreign_files_in_the_place_of_ours_are_refused_and_left_alone() {
     let place = tempfile::tempdir().unwrap();
     let engine = engine();
-    let foreign: [(&str, &dyn Fn(&Path)); 5] = [
+    type Make<'a> = &'a dyn Fn(&Path);
+    let foreign: [(&str, Make<'_>); 5] = [
         ("a text", &|path| fs::write(path, vec![b'x'; 9000]).unwrap()),
         ("nothing", &|path| fs::write(path, b"").unwrap()),
         ("a directory", &|path| fs::create_dir(path).unwrap()),
@@ -489,6 +490,45 @@ fn a_file_system_that_cannot_reserve_gets_the_length() {
     assert_eq!(open(&engine, place.path()).unwrap().durable(0), Some(plain));
 }
 
+#[test]
+fn what_a_killed_process_left_unsynced_is_on_storage_before_anything_builds_on_it() {
+    let place = tempfile::tempdir().unwrap();
+    let (engine, witness) = witnessed();
+    let store = filled(&engine, place.path());
+    // Appended, and gone before it was known to be on storage.
+    witness.fail(StoreCall::SyncLog, 0, 1, libc::EIO);
+    store.commit(6, &[(0, version(1, 2))], None).unwrap_err();
+    drop(store);
+    let log_bytes = fs::read(log_path(place.path())).unwrap();
+    let noted = witness.events_len();
+    let store = open(&engine, place.path()).unwrap();
+    assert_eq!((store.step(), store.durable(0)), (6, Some(version(1, 2))));
+    // The kernel may take what it failed to write for written: it has to be given it again.
+    let events = &witness.events()[noted..];
+    let [
+        Event::Write {
+            offset_bytes,
+            bytes,
+            ..
+        },
+        Event::Sync { .. },
+        ..,
+    ] = events
+    else {
+        panic!("{events:?}");
+    };
+    let start = usize::try_from(*offset_bytes).unwrap();
+    assert_eq!(log_bytes[start..], bytes[..]);
+    // From here on the slot of step 5 may be written, so step 6 must survive the power.
+    let image = tempfile::tempdir().unwrap();
+    let events_len = witness.events_len();
+    witness
+        .power_cut(events_len, 0, place.path(), image.path())
+        .unwrap();
+    let plain = Engine::new(&config_of("threads")).unwrap();
+    assert_eq!(open(&plain, image.path()).unwrap().step(), 6);
+}
+
 /// Commits that each add a megabyte to the log.
 fn grow(store: &Store, steps: std::ops::Range<u64>) {
     for step in steps {
@@ -557,7 +597,7 @@ fn no_commit_follows_a_replaced_log_whose_directory_was_not_synced() {
     witness.fail(StoreCall::SyncDirectory, 0, 1, libc::EIO);
     // The commit that replaces the log is itself on storage, in both logs.
     let mut step = 6;
-    while witness_is_armed(&store, step) {
+    while grows(&store, step) {
         step += 1;
     }
     let error = store.commit(step, &[], None).unwrap_err();
@@ -568,7 +608,7 @@ fn no_commit_follows_a_replaced_log_whose_directory_was_not_synced() {
 }
 
 /// Grows the store by one step; false when that is refused.
-fn witness_is_armed(store: &Store, step: u64) -> bool {
+fn grows(store: &Store, step: u64) -> bool {
     let data = vec![u8::try_from(step).unwrap(); 1 << 20];
     store
         .commit(step, &[(1, version(0, 1))], Some(&data))

@@ -83,6 +83,7 @@ impl Table {
     }
 
     /// Memory that the records take, without their names.
+    #[cfg(test)]
     pub(crate) fn memory_bytes(&self) -> u64 {
         let records = self.records.capacity() * size_of::<StoredRecord>();
         // Entries are stored with one byte of their hash each, in tables filled to 7 eighths.
