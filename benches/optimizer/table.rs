@@ -82,6 +82,9 @@ fn cells(row: &Row) -> [String; 14] {
         (peak(&|turn| turn.sample.pinned_peak_bytes) >> 20).to_string(),
         (peak(&|turn| turn.sample.pinned_computed_bytes) >> 20).to_string(),
         peak(&|turn| turn.sample.depth_peak).to_string(),
-        format!("{:.3}", of(&|turn| swapping(turn) / moved(turn))),
+        match of(&moved) > 0.0 {
+            true => seconds(&|turn| swapping(turn) / moved(turn)),
+            false => "-".to_owned(),
+        },
     ]
 }

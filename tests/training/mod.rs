@@ -373,3 +373,19 @@ pub fn verify(optimizer: &Optimizer, model: &Model, context: &str) {
         }
     }
 }
+
+/// Opens a step. Where the commit of an earlier step failed behind our back, all is as it was at
+/// the last durable one, and so is the model then, taken from those at the end of each step.
+pub fn begin_again(optimizer: &Optimizer, model: &mut Model, history: &[Model]) {
+    for _ in 0..1000 {
+        let Err(error) = optimizer.step_begin(None) else {
+            return;
+        };
+        let status = error.status();
+        assert!(matches!(status, Status::Io | Status::NoSpace), "{error}");
+        let step = optimizer.step_number();
+        let durable = history.iter().find(|model| model.step == step);
+        model.clone_from(durable.unwrap());
+    }
+    panic!("no step can be begun");
+}
