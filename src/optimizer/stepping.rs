@@ -347,6 +347,9 @@ impl Core {
                 self.outs.len()
             )));
         }
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
         if step.is_aborting {
             return Err(Error::Busy("the step is being aborted".to_owned()));
         }
@@ -356,10 +359,10 @@ impl Core {
                 step.todo_count
             )));
         }
-        if let Some(error) = self.failed.as_ref().or(step.error.as_ref()) {
-            return Err(error.clone());
+        match &step.error {
+            Some(error) => Err(error.clone()),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     fn close_step(&mut self, count_it: bool) -> Option<Step> {

@@ -7,12 +7,14 @@
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::file::{Role, StoreFile};
 use crate::base::error::{Error, IoFailure, Result};
+use crate::base::observe::events;
 use crate::base::units::to_u64;
 use crate::io::{Event, StoreCall, Witness, path_of};
 use crate::sys::{self, Errno, FileKind};
@@ -22,6 +24,9 @@ pub(crate) const DATA: &CStr = c"data";
 pub(crate) const LOG: &CStr = c"log";
 pub(crate) const NEW_LOG: &CStr = c"log.new";
 const SCRATCH: &CStr = c"scratch";
+/// How long writes of a killed process are waited for, and how often they are looked for.
+const STRAGGLERS_WAIT_MAX: Duration = Duration::from_secs(5);
+const STRAGGLERS_POLL: Duration = Duration::from_millis(1);
 
 /// A store's directory, locked for as long as this lives.
 #[derive(Debug)]
@@ -45,6 +50,8 @@ impl Lock {
     /// parent's lock alone.
     fn release(&self) {
         if !sys::forked_since(self.fork_generation) {
+            // An empty lock says that nothing was left under way. Without it the next one waits.
+            let _ = sys::set_len(self.file.as_fd(), 0);
             // Closing the file does it where this fails.
             let _ = sys::unlock(self.file.as_fd());
         }
@@ -59,6 +66,7 @@ impl Drop for Lock {
 
 impl Directory {
     /// Opens the directory of a rank below `path`, makes it where `create` says so, and locks it.
+    /// After a process that was killed, waits for the writes that it left under way.
     ///
     /// # Errors
     /// `Locked` where somebody else has it, naming the directory and the process; `Io`.
@@ -89,7 +97,10 @@ impl Directory {
         }
         let directory =
             sys::open_directory_at(parent.as_fd(), &name).map_err(own_failed("open"))?;
-        let lock = take_lock(directory.as_fd(), &own_path)?;
+        let (lock, was_left_locked) = take_lock(directory.as_fd(), &own_path)?;
+        if was_left_locked {
+            await_writes_of_the_dead(&join(&own_path, DATA));
+        }
         Ok(Directory {
             directory,
             path: own_path,
@@ -283,8 +294,32 @@ fn make_path(path: &Path) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Locks the directory, or says who has it.
-fn take_lock(directory: BorrowedFd<'_>, path: &CStr) -> Result<Lock> {
+/// Waits until no write of a killed process is under way any more.
+///
+/// The lock of a process goes when it is killed, but direct writes that it had submitted are still
+/// carried out, into slots that this process is about to write as well. The kernel keeps the file
+/// open for them, which can be asked. BOUND: in the end it goes on all the same, because somebody
+/// else may have the file open for no reason of ours; checksums tell what came of it.
+fn await_writes_of_the_dead(data: &CStr) {
+    let path = Path::new(std::ffi::OsStr::from_bytes(data.to_bytes()));
+    let open = std::fs::File::options()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path);
+    let Ok(file) = open else {
+        return;
+    };
+    let started = Instant::now();
+    while sys::is_open_for_writing(file.as_fd()) == Ok(true) {
+        if started.elapsed() > STRAGGLERS_WAIT_MAX {
+            return events::data_still_open(data.to_bytes());
+        }
+        std::thread::sleep(STRAGGLERS_POLL);
+    }
+}
+
+/// Locks the directory, or says who has it; and whether whoever had it last let go of it in order.
+fn take_lock(directory: BorrowedFd<'_>, path: &CStr) -> Result<(Lock, bool)> {
     let lock_path = join(path, LOCK);
     let failed = |errno| Error::io("lock", lock_path.to_bytes(), None, errno, "");
     let lock = sys::open_at(directory, LOCK, true).map_err(failed)?;
@@ -293,15 +328,17 @@ fn take_lock(directory: BorrowedFd<'_>, path: &CStr) -> Result<Lock> {
         Err(libc::EWOULDBLOCK) => return Err(locked(lock.as_fd(), path)),
         Err(errno) => return Err(failed(errno)),
     }
+    let was_left_locked = sys::read_at(lock.as_fd(), &mut [0], 0) != Ok(0);
     // For the message of those who come second; without it the lock is as good.
     let holder = format!("{}\n", std::process::id());
     if sys::set_len(lock.as_fd(), 0).is_ok() {
         let _ = sys::write_at(lock.as_fd(), holder.as_bytes(), 0);
     }
-    Ok(Lock {
+    let lock = Lock {
         file: lock,
         fork_generation: sys::fork_generation(),
-    })
+    };
+    Ok((lock, was_left_locked))
 }
 
 fn locked(lock: BorrowedFd<'_>, path: &CStr) -> Error {

@@ -48,6 +48,25 @@ pub fn unlock(file: BorrowedFd<'_>) -> Result<(), Errno> {
     checked(|| unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) }).map(drop)
 }
 
+/// Whether anybody has a file open for writing: a process, or a write that a killed process left
+/// behind in the kernel. `file` itself is open for reading only.
+///
+/// KERNEL: a read lease is granted exactly where nobody can write (fcntl(2), `F_SETLEASE`).
+///
+/// # Errors
+/// As `fcntl(2)`: `EINVAL` on file systems without leases, `EACCES` for a file of another user.
+pub fn is_open_for_writing(file: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let set = |kind: libc::c_int| {
+        // SAFETY: the descriptor is open for the call; no memory is involved.
+        checked(|| unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) }).map(drop)
+    };
+    match set(libc::F_RDLCK) {
+        Ok(()) => set(libc::F_UNLCK).map(|()| false),
+        Err(libc::EAGAIN) => Ok(true),
+        Err(errno) => Err(errno),
+    }
+}
+
 /// Bytes that a process without privileges may still write to the file system of `file`.
 ///
 /// # Errors
@@ -67,6 +86,23 @@ mod tests {
     use std::os::fd::AsFd;
 
     use super::*;
+
+    #[test]
+    fn a_file_is_open_for_writing_until_the_last_writer_closed_it() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("data");
+        let writer = File::create(&path).unwrap();
+        let reader = File::open(&path).unwrap();
+        match is_open_for_writing(reader.as_fd()) {
+            Ok(is_open) => assert!(is_open),
+            // No leases here, which callers put up with.
+            Err(errno) => return assert_eq!(errno, libc::EINVAL),
+        }
+        drop(writer);
+        assert_eq!(is_open_for_writing(reader.as_fd()), Ok(false));
+        // The lease is given back: others may write.
+        drop(File::options().write(true).open(&path).unwrap());
+    }
 
     #[test]
     fn a_lock_keeps_other_openings_out_until_it_is_closed() {

@@ -124,6 +124,13 @@ pub fn log_cut(path: &[u8], end: u64, len_bytes: u64) {
         "the remains of an unfinished commit were cut off the log");
 }
 
+/// A store's data file is open for writing, though nobody uses the store.
+pub fn data_still_open(path: &[u8]) {
+    let path = text_of(path);
+    tracing::warn!(name: "data_still_open", target: STORE, path = &*path,
+        "somebody has the store's data open for writing after its user was killed; going on");
+}
+
 /// A log could not be replaced by a shorter one; it goes on being used.
 pub fn log_not_compacted(error: &str) {
     tracing::warn!(name: "log_not_compacted", target: STORE, error,
