@@ -36,6 +36,8 @@ struct Step {
     out: BTreeMap<u64, ParameterView>,
     /// Changed and given back.
     changed: BTreeSet<u64>,
+    /// A view was given out.
+    has_given: bool,
     /// `step_next` has said that there is no more.
     has_ended: bool,
     is_aborted: bool,
@@ -569,6 +571,7 @@ impl World {
             Some(view) => {
                 assert!(step.remaining.remove(&view.id), "{} twice", view.id);
                 step.out.insert(view.id, view);
+                step.has_given = true;
             }
             None => {
                 assert!(step.remaining.is_empty(), "left: {:?}", step.remaining);
@@ -640,7 +643,8 @@ impl World {
         match &self.step {
             None => errors.push(Status::Busy),
             Some(step) => {
-                may_be_written = self.is("sync", "none") && !step.changed.is_empty();
+                // What is given out may be the only copy there is.
+                may_be_written = self.is("sync", "none") && step.has_given;
                 if !step.out.is_empty() {
                     errors.push(Status::Busy);
                 }

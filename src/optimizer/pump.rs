@@ -113,7 +113,8 @@ impl Core {
                     continue;
                 }
                 index
-            } else if !self.commit.is_idle() {
+            } else if !self.commit.is_idle() || self.is_aborting() {
+                // Nothing may be written over what an abort goes back to.
                 return;
             } else if let Some(index) = self.write_queue.pop_front() {
                 index
@@ -132,6 +133,11 @@ impl Core {
                 self.start_write(index);
             }
         }
+    }
+
+    /// Whether the open step is being taken back.
+    pub(super) fn is_aborting(&self) -> bool {
+        self.step.as_ref().is_some_and(|step| step.is_aborting)
     }
 
     /// Whether records that are still to be read will not find room without writing some back.

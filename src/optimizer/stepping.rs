@@ -195,7 +195,8 @@ impl Optimizer {
             let record = core.record(index);
             let pending = record.residency == Residency::Writing
                 || record.residency == Residency::Warm && record.dirty && record.write_now;
-            if !pending {
+            // What an aborted step made is not written any more.
+            if !pending || core.is_aborting() && record.residency != Residency::Writing {
                 return Ok(());
             }
             if let Some(error) = &core.failed {
