@@ -75,6 +75,8 @@ struct World {
     /// Parameters of which a version was committed, and those changed since the last commit.
     durable: BTreeSet<u64>,
     pending: BTreeSet<u64>,
+    /// Those among them that storage has a further version of.
+    rewritten: BTreeSet<u64>,
     /// The last explicit commit, and the ends of steps since.
     saved: Vec<Saved>,
 }
@@ -108,6 +110,7 @@ impl World {
             is_swapped_out: false,
             durable: BTreeSet::new(),
             pending: BTreeSet::new(),
+            rewritten: BTreeSet::new(),
             saved: Vec::new(),
             log: vec![format!("{settings:?} {types:?}")],
             settings,
@@ -138,9 +141,15 @@ impl World {
         }
     }
 
+    fn note_rewritten(&mut self, id: u64) {
+        self.pending.insert(id);
+        self.rewritten.insert(id);
+    }
+
     /// A commit that nobody has to wait for has all that is done.
     fn note_commit(&mut self) {
         self.durable.append(&mut self.pending);
+        self.rewritten.clear();
         self.saved.push(self.save());
     }
 
@@ -295,7 +304,7 @@ impl World {
 
     /// A master from outside: the moments begin anew.
     fn set_fresh(&mut self, id: u64, master: &[f32]) {
-        self.pending.insert(id);
+        self.note_rewritten(id);
         let zeros = vec![0.0; master.len()];
         self.now.set(id, 0, master);
         for state in 1..self.now.types.len() {
@@ -479,7 +488,7 @@ impl World {
             .is_some()
         {
             self.held.remove(&id);
-            self.pending.insert(id);
+            self.note_rewritten(id);
             self.now.update(id);
             self.now.records.get_mut(&id).unwrap().gradient = None;
             self.is_swapped_out = true;
@@ -537,7 +546,7 @@ impl World {
             .is_some()
         {
             // What has two versions already would leave no place for a third one.
-            if self.is("sync", "commit") && !self.pending.is_disjoint(&self.durable) {
+            if self.is("sync", "commit") && !self.rewritten.is_disjoint(&self.durable) {
                 self.saved.clear();
                 self.note_commit();
             }
@@ -691,12 +700,14 @@ impl World {
         let result = self.optimizer().purge_state();
         if self.settle("purge_state", result, errors).is_some() {
             let pending = &self.pending | &self.durable;
+            let rewritten = self.rewritten.clone();
             for id in self.known.clone() {
                 let master = self.now.records[&id].states[0].clone();
                 self.set_fresh(id, &master);
             }
-            // What was zero all over has not changed.
+            // What was zero all over has not changed, and zeros are not written.
             self.pending = pending;
+            self.rewritten = rewritten;
         }
     }
 
@@ -742,7 +753,7 @@ impl World {
                 .settle(&format!("write_state {id} {name}"), result, &errors)
                 .is_some()
             {
-                self.pending.insert(id);
+                self.note_rewritten(id);
                 self.now.set(id, state, &fresh);
             }
         } else {
@@ -813,6 +824,7 @@ impl World {
         self.is_swapped_out = false;
         self.attached.clear();
         self.pending.clear();
+        self.rewritten.clear();
         self.open();
         let step = self.optimizer().step_number();
         assert!(step >= durable, "{step} < {durable}");
