@@ -60,7 +60,8 @@ pub(super) fn plan(sizes: &[u64], demand: Demand) -> Result<ArenaPlan> {
     let mut residents = Vec::new();
     let mut left_bytes = demand.cache_bytes;
     for (index, bytes) in (0_u32..).zip(sizes) {
-        if *bytes <= left_bytes {
+        // No bytes: a parameter of an earlier run that is not there in this one.
+        if *bytes > 0 && *bytes <= left_bytes {
             left_bytes -= bytes;
             residents.push((index, *bytes));
         }
@@ -110,6 +111,8 @@ pub(super) struct Arena {
     lane_bytes: u64,
     /// Where the residents lie, by record.
     residents: HashMap<u32, u64>,
+    /// The residents with their sizes, as the plan had them.
+    resident_sizes: Vec<(u32, u64)>,
     used_bytes: u64,
     peak_bytes: u64,
     /// Where the next search begins, so that lanes are filled in turn.
@@ -131,6 +134,7 @@ impl Arena {
             lanes: (0..plan.lanes_count).map(lane).collect(),
             lane_bytes: plan.lane_bytes,
             residents,
+            resident_sizes: plan.residents.clone(),
             used_bytes: 0,
             peak_bytes: 0,
             turn: 0,
@@ -186,7 +190,7 @@ impl Arena {
     pub(super) fn suits(&self, plan: &ArenaPlan) -> bool {
         self.lane_bytes >= plan.lane_bytes
             && crate::base::units::to_u64(self.lanes.len()) >= plan.lanes_count
-            && self.residents.len() == plan.residents.len()
+            && self.resident_sizes == plan.residents
     }
 
     pub(super) fn used_bytes(&self) -> u64 {
@@ -297,5 +301,22 @@ mod tests {
             }
             prop_assert!(arena.take(0, largest).is_some());
         }
+    }
+
+    #[test]
+    fn an_arena_does_not_suit_a_plan_with_other_residents() {
+        let demand = Demand {
+            views_max: 1,
+            pinned_bytes: None,
+            pipelined_count: 0,
+            cache_bytes: 8192,
+        };
+        // The first record is not there yet, then it is, and takes the room of the second one.
+        let before = plan(&[0, 8192, 8192], demand).unwrap();
+        let after = plan(&[8192, 8192, 8192], demand).unwrap();
+        assert_eq!(before.residents, [(1, 8192)]);
+        assert_eq!(after.residents, [(0, 8192)]);
+        let arena = Arena::new(&before);
+        assert!(arena.suits(&before) && !arena.suits(&after));
     }
 }
