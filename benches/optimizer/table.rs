@@ -3,7 +3,7 @@
 use crate::common::figures::{GIB, median};
 use crate::scenario::{Row, Turn};
 
-const HEAD: [&str; 14] = [
+const HEAD: [&str; 15] = [
     "case",
     "step s",
     "commit s",
@@ -11,6 +11,7 @@ const HEAD: [&str; 14] = [
     "written GiB",
     "I/O limit s",
     "compute s",
+    "update s",
     "x floor",
     "wait read s",
     "wait write s",
@@ -47,7 +48,7 @@ impl Table {
         println!();
     }
 
-    fn line(&self, cells: &[String; 14]) {
+    fn line(&self, cells: &[String; 15]) {
         if self.markdown {
             println!("| {} |", cells.join(" | "));
             return;
@@ -60,7 +61,7 @@ impl Table {
     }
 }
 
-fn cells(row: &Row) -> [String; 14] {
+fn cells(row: &Row) -> [String; 15] {
     let of = |value: &dyn Fn(&Turn) -> f64| median(row.turns.iter().map(value).collect());
     let seconds = |value: &dyn Fn(&Turn) -> f64| format!("{:.3}", of(value));
     let gib = |value: &dyn Fn(&Turn) -> f64| format!("{:.2}", of(value) / GIB);
@@ -76,6 +77,7 @@ fn cells(row: &Row) -> [String; 14] {
         gib(&|turn| turn.sample.written_bytes),
         seconds(&|turn| turn.limit_seconds),
         seconds(&|turn| turn.compute_seconds),
+        seconds(&|turn| turn.sample.update_seconds),
         format!("{:.2}", of(&|turn| turn.sample.seconds / floor(turn))),
         seconds(&|turn| turn.sample.wait_read_seconds),
         seconds(&|turn| turn.sample.wait_write_seconds),

@@ -28,6 +28,8 @@ pub(crate) struct Sample {
     pub(crate) cpu_seconds: f64,
     pub(crate) read_bytes: f64,
     pub(crate) written_bytes: f64,
+    /// Time in which views were out, summed over views.
+    pub(crate) update_seconds: f64,
     pub(crate) wait_read_seconds: f64,
     pub(crate) wait_write_seconds: f64,
     pub(crate) pinned_peak_bytes: u64,
@@ -279,6 +281,7 @@ impl Training {
             cpu_seconds: cpu / count,
             read_bytes: per_step(|stats| stats.read_bytes),
             written_bytes: per_step(|stats| stats.written_bytes),
+            update_seconds: per_step(|stats| stats.update_ns) / 1e9,
             wait_read_seconds: per_step(|stats| stats.wait_read_ns) / 1e9,
             wait_write_seconds: per_step(|stats| stats.wait_write_ns) / 1e9,
             pinned_peak_bytes: after.pinned_peak_bytes,
