@@ -149,6 +149,7 @@ impl Core {
     /// Goes back to what is durable. Nothing is moving, and no view is out.
     pub(super) fn roll_back(&mut self) {
         self.failed = None;
+        self.failed_is_told = false;
         self.step = None;
         self.write_queue.clear();
         self.lazy_queue.clear();
@@ -194,6 +195,9 @@ pub(super) fn run(shared: &Arc<Shared>) {
         };
         shared.figures.note_commit(started, done.is_ok());
         core = lock(&shared.core);
+        if done.is_err() {
+            core.dead = shared.store.failure();
+        }
         let awaited = commit.is_awaited;
         let ended = core.end_commit(commit, done);
         if awaited {

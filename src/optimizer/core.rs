@@ -108,6 +108,12 @@ pub(super) struct Core {
     pub(super) commit: CommitState,
     /// A commit in the background failed; everything since the last durable step is to be dropped.
     pub(super) failed: Option<Error>,
+    /// Some call said so.
+    pub(super) failed_is_told: bool,
+    /// A sync failed: nothing can be changed any more.
+    pub(super) dead: Option<Error>,
+    /// Counts the steps that were opened.
+    pub(super) step_serial: u64,
     /// How the commit that a caller waits for ended.
     pub(super) commit_outcome: Option<Result<()>>,
     /// Records of which a write was lost. Entries may be out of date.
@@ -159,6 +165,9 @@ impl Core {
             changed: Vec::new(),
             commit: CommitState::Idle,
             failed: None,
+            failed_is_told: false,
+            dead: None,
+            step_serial: 0,
             commit_outcome: None,
             lost: Vec::new(),
             unreadable: HashMap::new(),
@@ -241,7 +250,7 @@ impl Core {
         false
     }
 
-    fn is_droppable(&self, index: u32) -> bool {
+    pub(super) fn is_droppable(&self, index: u32) -> bool {
         let record = self.record(index);
         record.residency == Residency::Warm
             && !record.dirty

@@ -1,7 +1,7 @@
 //! The calls between backward and the step: gradients of parameters.
 
 use super::optimizer_swapper::Optimizer;
-use crate::base::error::{Error, Result};
+use crate::base::error::Result;
 use crate::base::sync::lock;
 use crate::io::Tensor;
 
@@ -30,14 +30,15 @@ impl Optimizer {
     /// # Errors
     /// Before anything is taken: `UnknownParameter`, `DtypeMismatch` for types other than f32, f16
     /// and bf16, `InvalidArgument` for pieces that reach beyond the parameter, `Busy` while its view
-    /// is out. `NoMemory`; the failure of an earlier spill.
+    /// is out or a step is open. `NoMemory`; the failure of an earlier spill.
     pub fn swap_out_gradients(&self, id: u64, offsets: &[u64], gradients: &[Tensor]) -> Result<()> {
         let _desk = self.enter()?;
         let (index, numel) = {
             let core = lock(&self.shared.core);
             let index = core.find(id)?;
+            core.check_no_step()?;
             if core.outs.iter().any(|out| out.record == index) {
-                return Err(Error::Busy(format!("parameter {id} is swapped in")));
+                return Err(core.not_out(index));
             }
             (index, core.record(index).numel)
         };
@@ -69,11 +70,13 @@ impl Optimizer {
     /// `UnknownParameter`, `Busy` while its view is out, the failure of a spill.
     pub fn gradient_norm(&self, id: u64) -> Result<GradientNorm> {
         let _desk = self.enter()?;
+        // Until the norm is there, `step_next` waits with this parameter's view.
+        let _turn = lock(&self.gradient_turn);
         let index = {
             let core = lock(&self.shared.core);
             let index = core.find(id)?;
             if core.outs.iter().any(|out| out.record == index) {
-                return Err(Error::Busy(format!("parameter {id} is swapped in")));
+                return Err(core.not_out(index));
             }
             index
         };
@@ -83,12 +86,15 @@ impl Optimizer {
     /// Drops all gradients.
     ///
     /// # Errors
-    /// `Busy` while views are out.
+    /// `Busy` while views are out or a step is open.
     pub fn discard_gradients(&self) -> Result<()> {
         let _desk = self.enter()?;
-        if !lock(&self.shared.core).outs.is_empty() {
-            return Err(Error::Busy("views are out".to_owned()));
+        let core = lock(&self.shared.core);
+        core.check_no_step()?;
+        if let Some(out) = core.outs.first() {
+            return Err(core.not_out(out.record));
         }
+        drop(core);
         self.gradients.discard_all();
         Ok(())
     }

@@ -78,6 +78,7 @@ impl Optimizer {
         for run in order.chunk_by(same) {
             check_cover(&core, run.iter().map(|at| &pieces[*at]))?;
         }
+        core.check_alive()?;
         core = self.ensure_room_for_one(core)?;
         drop(core);
         let mut indices = Vec::new();
@@ -136,12 +137,21 @@ impl Optimizer {
         mut core: MutexGuard<'a, Core>,
         index: u32,
     ) -> Result<(MutexGuard<'a, Core>, MemoryRange)> {
-        while matches!(
-            core.record(index).residency,
-            Residency::Reading | Residency::Writing
-        ) || core.record(index).in_commit
-        {
-            core = self.shared.wait_for(core, false);
+        loop {
+            let record = core.record_mut(index);
+            let is_moving = matches!(record.residency, Residency::Reading | Residency::Writing);
+            // What only memory has must not get lost if the new values cannot be had.
+            let is_only_here = record.dirty && record.residency == Residency::Warm;
+            if is_only_here && !record.write_now {
+                record.write_now = true;
+                core.write_queue.push_back(index);
+                core = self.shared.pump(core);
+            } else if is_moving || is_only_here || record.in_commit {
+                core.tell_failed()?;
+                core = self.shared.wait_for(core, false);
+            } else {
+                break;
+            }
         }
         core.forget(index);
         core.unreadable.remove(&index);

@@ -48,13 +48,13 @@ impl Optimizer {
                 core.policy.views_max
             )));
         }
-        core.tell_lost(index)?;
+        core.check_alive()?;
         core = self.ensure_arena(core)?;
         let was_expected = core.expected.take() == Some(index);
         let waits = core.record(index).residency != Residency::Warm;
         let waited_from = Instant::now();
         core = self.bring_in(core, index)?;
-        if was_expected && waits {
+        if was_expected {
             let waited = waited_from.elapsed();
             self.shared.figures.async_swap_in_state.record(waited);
         }
@@ -90,6 +90,7 @@ impl Optimizer {
         index: u32,
     ) -> Result<MutexGuard<'a, Core>> {
         loop {
+            core.tell_lost(index)?;
             if let Some(error) = core.unreadable.remove(&index) {
                 return Err(error);
             }
@@ -115,9 +116,8 @@ impl Optimizer {
         take: impl Fn(&mut Core) -> bool,
     ) -> Result<MutexGuard<'a, Core>> {
         while !take(&mut core) {
-            if let Some(error) = &core.failed {
-                return Err(error.clone());
-            }
+            core.tell_failed()?;
+            core.check_alive()?;
             let mut lazy = std::mem::take(&mut core.lazy_queue);
             core.write_queue.append(&mut lazy);
             core = self.shared.pump(core);
@@ -160,6 +160,10 @@ impl Optimizer {
             false => self.wait_written(index),
         };
         self.shared.figures.swap_out_state.record(started.elapsed());
+        if is_pipelined {
+            let timer = &self.shared.figures.async_swap_out_state;
+            timer.record(started.elapsed());
+        }
         written
     }
 

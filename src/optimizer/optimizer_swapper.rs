@@ -35,9 +35,13 @@ const NAME_BYTES_MAX: usize = 4096;
 /// time the others, a second one gets `Busy`. What was not committed when it is dropped is lost.
 #[derive(Debug)]
 pub struct Optimizer {
-    // DROP ORDER: the gradients first, their swapper flushes through the engine in `shared`.
+    // DROP ORDER: the gradients first, whose files lie in the store's directory; then others may
+    // have the store.
     pub(super) gradients: Gradients,
+    unlock: StoreUnlock,
     pub(super) shared: Arc<Shared>,
+    /// Held while one thread computes a norm, so that no other one misses the gradient.
+    pub(super) gradient_turn: Mutex<()>,
     desk: std::sync::Mutex<()>,
     committer: Option<JoinHandle<()>>,
 }
@@ -49,7 +53,7 @@ impl Optimizer {
     /// `Config` without a path; `Locked` where another object or process uses the store;
     /// `Io` with `NOT_FOUND` where it must exist and does not; `Corrupt`; `Unsupported`.
     pub fn new(engine: &Engine, config: &Config) -> Result<Optimizer> {
-        engine.check()?;
+        engine.check_open()?;
         let options = OptimizerOptions::from_config(config)?;
         let store = Store::open(engine, &options)?;
         let gradients = Gradients::new(engine, &options, store.scratch_directory())?;
@@ -93,7 +97,12 @@ impl Optimizer {
         })?;
         Ok(Optimizer {
             gradients,
+            unlock: StoreUnlock {
+                shared: Arc::clone(&shared),
+                is_due: false,
+            },
             shared,
+            gradient_turn: Mutex::new(()),
             desk: std::sync::Mutex::new(()),
             committer: Some(committer),
         })
@@ -316,6 +325,9 @@ impl Optimizer {
         if core.arena.as_ref().is_some_and(|arena| arena.suits(plan)) {
             return Ok(core);
         }
+        if !core.changed.is_empty() {
+            core.check_alive()?;
+        }
         if !core.outs.is_empty() {
             return Err(Error::Busy(
                 "parameters were added; give back those that are swapped in first".to_owned(),
@@ -482,7 +494,25 @@ impl Drop for Optimizer {
         if let Some(error) = failed {
             events::write_error_unseen(&error.to_string());
         }
-        // The driver may hold `shared` for a moment more, after telling the last completion.
-        self.shared.store.close();
+        // Views that are still out have gradients lent.
+        lock(&self.shared.core).outs.clear();
+        self.unlock.is_due = true;
+    }
+}
+
+/// Lets others have the store when it is dropped. The driver may hold the rest for a moment more,
+/// after telling the last completion.
+#[derive(Debug)]
+struct StoreUnlock {
+    shared: Arc<Shared>,
+    /// Not in a forked child, whose parent has the store.
+    is_due: bool,
+}
+
+impl Drop for StoreUnlock {
+    fn drop(&mut self) {
+        if self.is_due {
+            self.shared.store.close();
+        }
     }
 }

@@ -107,6 +107,9 @@ impl Core {
     }
 
     fn pump_writes(&mut self) {
+        if self.dead.is_some() {
+            return;
+        }
         while self.writing_count < self.policy.write_behind {
             let index = if let Some(index) = self.commit_queue.pop_front() {
                 if !self.record(index).in_commit {

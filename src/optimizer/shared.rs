@@ -219,7 +219,7 @@ impl Core {
     }
 
     /// A write was lost: the version is given up, and the one before is what can be read.
-    fn note_lost(&mut self, index: u32, error: Error) {
+    pub(super) fn note_lost(&mut self, index: u32, error: Error) {
         self.record_mut(index).residency = Residency::Warm;
         self.record_mut(index).dirty = true;
         self.forget(index);
@@ -232,25 +232,31 @@ impl Core {
         // A version in the same slot was written over.
         let slot = record.working.map(|working| working.slot);
         record.working = before.filter(|before| Some(before.slot) != slot);
-        record.lost = Some(Box::new(error));
+        record.lost = Some(Box::new(error.clone()));
         record.told = false;
         self.lost.push(index);
+        self.tell_step(index, error);
     }
 
     fn note_unreadable(&mut self, index: u32, error: Error) {
         self.record_mut(index).residency = Residency::Warm;
         self.record_mut(index).dirty = true;
         self.forget(index);
-        let is_todo = self.record(index).part == StepPart::Todo;
-        match self.step.as_mut() {
-            Some(step) if is_todo => {
-                step.unreadable.push_back((index, error));
-                self.record_mut(index).part = StepPart::Done;
-            }
-            _ => {
-                self.unreadable.insert(index, error);
-            }
+        if let Some(error) = self.tell_step(index, error) {
+            self.unreadable.insert(index, error);
         }
+    }
+
+    /// Has the step say that it cannot give out a record; the error is given back where no step
+    /// is about to.
+    fn tell_step(&mut self, index: u32, error: Error) -> Option<Error> {
+        let is_todo = self.record(index).part == StepPart::Todo;
+        let Some(step) = self.step.as_mut().filter(|_| is_todo) else {
+            return Some(error);
+        };
+        step.unreadable.push_back((index, error));
+        self.record_mut(index).part = StepPart::Done;
+        None
     }
 
     /// Brings the clocks up to date.

@@ -65,7 +65,9 @@ impl Optimizer {
         if core.record(index).residency == Residency::Out {
             return Err(core.not_out(index));
         }
-        core.tell_lost(index)?;
+        if how != GiveBack::Unchanged {
+            core.check_alive()?;
+        }
         core = self.ensure_room_for_one(core)?;
         core = self.bring_in(core, index)?;
         let view = self
@@ -99,6 +101,7 @@ impl Optimizer {
         if let Some(out) = core.outs.first() {
             return Err(core.not_out(out.record));
         }
+        core.check_alive()?;
         while core.is_moving() || !core.commit.is_idle() {
             core = self.shared.wait_for(core, false);
         }

@@ -51,12 +51,13 @@ impl Optimizer {
                 .map(|(index, _)| index)
                 .collect(),
         };
-        for index in &order {
-            core.tell_lost(*index)?;
-        }
+        core.check_alive()?;
         core = self.ensure_arena(core)?;
         if core.has_only_one_slot_left() {
             core = self.commit_now(core)?;
+        }
+        for index in &order {
+            core.tell_lost(*index)?;
         }
         if core.reversed {
             order.reverse();
@@ -103,25 +104,22 @@ impl Optimizer {
             return Ok(None);
         };
         let given = self.give_out(core, index, true);
-        given.map(Some).map_err(|(id, error)| {
-            let mut core = lock(&self.shared.core);
-            if let Some(step) = core.step.as_mut() {
-                step.error.get_or_insert_with(|| error.clone());
-            }
-            drop(self.shared.pump(core));
-            self.shared.changed.notify_all();
-            StepError {
-                id: Some(id),
-                error,
-            }
+        given.map(Some).map_err(|(id, error)| StepError {
+            id: Some(id),
+            error,
         })
     }
 
     /// Waits until a record can be given out, and takes it from the step; `None` at its end.
     fn await_ready(&self) -> Result<Option<(MutexGuard<'_, Core>, u32)>, StepError> {
         let mut core = lock(&self.shared.core);
+        let serial = core.step_serial;
         let mut waited = false;
         loop {
+            core.tell_failed()?;
+            if waited && (core.step.is_none() || core.step_serial != serial) {
+                return Err(Error::Cancelled("the step was aborted".to_owned()).into());
+            }
             core.check_can_give()?;
             let Some(step) = core.step.as_mut() else {
                 return Err(Error::Busy("no step is open".to_owned()).into());
@@ -199,9 +197,8 @@ impl Optimizer {
             if !pending || core.is_aborting() && record.residency != Residency::Writing {
                 return Ok(());
             }
-            if let Some(error) = &core.failed {
-                return Err(error.clone());
-            }
+            core.tell_failed()?;
+            core.check_alive()?;
             core = self.shared.wait_for(core, false);
         }
     }
@@ -215,11 +212,14 @@ impl Optimizer {
     pub fn step_end(&self) -> Result<()> {
         let _desk = self.enter()?;
         let mut core = lock(&self.shared.core);
-        core.check_step_can_end()?;
+        core.check_step_is_over()?;
         while !core.commit.is_idle() {
             core = self.shared.wait_for(core, false);
         }
-        core.check_step_can_end()?;
+        core.check_step_is_over()?;
+        if let Some(error) = core.step.as_ref().and_then(|step| step.error.clone()) {
+            return Err(error);
+        }
         core.close_step(true);
         let figures = &mut core.step_figures;
         let (io_before, compute_before) = (figures.io_ns_before, figures.compute_ns_before);
@@ -241,7 +241,9 @@ impl Optimizer {
     /// # Errors
     /// `Busy` with no step open, or with views out: from then on `step_next` says `Cancelled`, and
     /// this is to be called again when all are back. `Unsupported` where, with `sync=none`, what
-    /// was before is no more.
+    /// was before is no more; but for a step that failed everything goes back to the last commit
+    /// then, which [`step_number`](Optimizer::step_number) tells. What made the commit of the step
+    /// before fail, if no call has said so yet: everything is as it was at the last durable step.
     pub fn step_abort(&self) -> Result<()> {
         let _desk = self.enter()?;
         let mut core = lock(&self.shared.core);
@@ -249,7 +251,7 @@ impl Optimizer {
         let Some(step) = core.step.as_mut() else {
             return Err(Error::Busy("no step is open".to_owned()));
         };
-        if step.is_irreversible && !has_failed {
+        if step.is_irreversible && step.error.is_none() && !has_failed {
             return Err(Error::Unsupported {
                 message: "with sync=none, what was before this step was written over already"
                     .to_owned(),
@@ -268,23 +270,23 @@ impl Optimizer {
         while core.is_moving() || !core.commit.is_idle() {
             core = self.shared.wait_for(core, false);
         }
-        if core.failed.is_some() {
+        let untold = core.failed.clone().filter(|_| !core.failed_is_told);
+        let is_irreversible = core.step.as_ref().is_some_and(|step| step.is_irreversible);
+        if core.failed.is_some() || is_irreversible {
             core.roll_back();
         } else {
             core.undo_step();
         }
         self.gradients.discard_all();
         drop(self.shared.pump(core));
-        Ok(())
+        self.shared.changed.notify_all();
+        untold.map_or(Ok(()), Err)
     }
 }
 
 impl Core {
     /// Whether the open step gives anything out.
     fn check_can_give(&self) -> Result<()> {
-        if let Some(error) = &self.failed {
-            return Err(error.clone());
-        }
         match &self.step {
             Some(step) if step.is_aborting => {
                 Err(Error::Cancelled("the step is being aborted".to_owned()))
@@ -330,6 +332,7 @@ impl Core {
         for index in &order {
             self.record_mut(*index).part = StepPart::Todo;
         }
+        self.step_serial += 1;
         self.step = Some(Step::new(order.clone(), unread_bytes));
         self.requeue_dirty();
         for index in order {
@@ -337,7 +340,19 @@ impl Core {
         }
     }
 
-    fn check_step_can_end(&self) -> Result<()> {
+    /// Tells what made a commit in the background fail.
+    pub(super) fn tell_failed(&mut self) -> Result<()> {
+        self.failed_is_told |= self.failed.is_some();
+        self.failed.clone().map_or(Ok(()), Err)
+    }
+
+    /// Whether anything may be changed: not after a failed sync, when nothing can become durable
+    /// any more, and writing might go over what storage takes for committed.
+    pub(super) fn check_alive(&self) -> Result<()> {
+        self.dead.clone().map_or(Ok(()), Err)
+    }
+
+    fn check_step_is_over(&mut self) -> Result<()> {
         let Some(step) = self.step.as_ref() else {
             return Err(Error::Busy("no step is open".to_owned()));
         };
@@ -348,28 +363,27 @@ impl Core {
                 self.outs.len()
             )));
         }
-        if let Some(error) = &self.failed {
-            return Err(error.clone());
-        }
-        if step.is_aborting {
+        let (is_aborting, told_end, todo_count) =
+            (step.is_aborting, step.told_end, step.todo_count);
+        self.tell_failed()?;
+        if is_aborting {
             return Err(Error::Busy("the step is being aborted".to_owned()));
         }
-        if !step.told_end {
+        if !told_end {
             return Err(Error::Busy(format!(
-                "step_next has not said that all were given out ({} are left)",
-                step.todo_count
+                "step_next has not said that all were given out ({todo_count} are left)"
             )));
         }
-        match &step.error {
-            Some(error) => Err(error.clone()),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     fn close_step(&mut self, count_it: bool) -> Option<Step> {
         let step = self.step.take()?;
         for index in step.order() {
             self.record_mut(*index).part = StepPart::None;
+            if self.is_droppable(*index) {
+                self.clean.push_back(*index);
+            }
         }
         if count_it {
             self.step_figures.step_ns = nanos(step.started.elapsed());

@@ -78,8 +78,9 @@ impl Optimizer {
             if let Some(version) = version.filter(|_| !verified) {
                 self.verify(&image, &version, index)?;
             }
-            let states = image.expand(version.map_or(u8::MAX, |version| version.zero_states))?;
+            // First what can fail: the record is still in image form then.
             let (gradient, lent) = self.gradient_of(&image, index, with_gradient)?;
+            let states = image.expand(version.map_or(u8::MAX, |version| version.zero_states))?;
             Ok((states, gradient, lent))
         });
         let mut core = lock(&self.shared.core);
@@ -100,9 +101,14 @@ impl Optimizer {
                 })
             }
             Err(error) => {
-                core.drop_view(index);
-                core.note_clocks();
-                Err((id, of_parameter(error, id)))
+                let error = of_parameter(error, id);
+                if let Some(step) = core.step.as_mut() {
+                    step.error.get_or_insert_with(|| error.clone());
+                }
+                core.take_back_unseen(index, was_clean);
+                drop(self.shared.pump(core));
+                self.shared.changed.notify_all();
+                Err((id, error))
             }
         }
     }
@@ -117,7 +123,12 @@ impl Optimizer {
         let (true, Some(master)) = (is_wanted, image.layout.states.first()) else {
             return Ok((None, None));
         };
-        let Some(mut lent) = self.gradients.lend(index)? else {
+        let lent = {
+            // A norm that is being computed has the gradient for a moment.
+            let _turn = lock(&self.gradient_turn);
+            self.gradients.lend(index)?
+        };
+        let Some(mut lent) = lent else {
             return Ok((None, None));
         };
         match lent.view(master.dtype) {
@@ -217,7 +228,8 @@ impl Optimizer {
                 Ok(())
             }
             Err(error) => {
-                core.drop_view(index);
+                core.outs.retain(|out| out.record != index);
+                core.note_lost(index, error.clone());
                 Err(error)
             }
         };
@@ -232,10 +244,15 @@ impl Core {
     pub(super) fn not_out(&self, index: u32) -> Error {
         let record = self.record(index);
         let doing = match record.residency {
-            Residency::Out => "is being given back by another thread",
+            Residency::Out if self.is_returning(index) => "is being given out or back",
             _ => record.doing(),
         };
         Error::Busy(format!("parameter {} {doing}", record.id))
+    }
+
+    fn is_returning(&self, index: u32) -> bool {
+        let mut outs = self.outs.iter();
+        outs.any(|out| out.record == index && out.is_returning)
     }
 
     /// Tells the loss of a record's write, once.
@@ -276,6 +293,16 @@ impl Core {
                 self.queue_write(index);
             }
         }
+    }
+
+    /// Takes back a record that nobody got to see.
+    fn take_back_unseen(&mut self, index: u32, was_clean: bool) {
+        if was_clean {
+            return self.drop_view(index);
+        }
+        self.outs.retain(|out| out.record != index);
+        self.record_mut(index).residency = Residency::Warm;
+        self.queue_write(index);
     }
 
     /// Gives up a view, and what is in memory of its record.

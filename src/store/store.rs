@@ -195,6 +195,11 @@ impl Store {
         }
     }
 
+    /// The failure after which nothing can become durable any more, if there was one.
+    pub(crate) fn failure(&self) -> Option<Error> {
+        lock(&self.disk.as_ref()?.writer).log.check().err()
+    }
+
     /// Makes versions durable: syncs the data, appends one entry, syncs the log. Blocks; one
     /// thread at a time, others wait. Every write to the data file that belongs to the versions
     /// has been reaped. `user_data` `None` keeps what was there.
