@@ -1782,7 +1782,7 @@ tsw_status tsw_optimizer_pre_backward(tsw_optimizer *optimizer);
  * Ownership: both lists are copied; the memory is the caller's again when this returns.
  * Threads: one at a time for each optimizer.
  * Errors: UNKNOWN_PARAMETER; INVALID_ARGUMENT for a region beyond the parameter's end;
- * DTYPE_MISMATCH for one that is not f32, f16 or bf16; BUSY while the parameter is out; NULL_ARGUMENT;
+ * DTYPE_MISMATCH for one that is not f32, f16 or bf16; BUSY while the parameter is out or a step is open; NULL_ARGUMENT;
  * NO_MEMORY; what storage has to say. A list is validated whole before anything is taken.
  */
 tsw_status tsw_optimizer_swap_out_gradients(tsw_optimizer *optimizer,
@@ -1959,7 +1959,10 @@ tsw_status tsw_optimizer_step_end(tsw_optimizer *optimizer);
  *
  * Threads: one at a time for each optimizer.
  * Errors: BUSY with views out, or without a step; UNSUPPORTED with `sync` at none once a write-back
- * has begun: look at `tsw_optimizer_gradient_norm` before the step instead.
+ * has begun, or a parameter was given out whose newest version only memory had: look at
+ * `tsw_optimizer_gradient_norm` before the step instead. A step that failed can be aborted even then:
+ * everything is back at the last commit, which `tsw_optimizer_step_number` tells. What made the commit
+ * of the step before fail, if no call has said so yet.
  */
 tsw_status tsw_optimizer_step_abort(tsw_optimizer *optimizer);
 

@@ -129,7 +129,10 @@ pub unsafe extern "C" fn tsw_optimizer_step_end(optimizer: *mut tsw_optimizer) -
 ///
 /// Threads: one at a time for each optimizer.
 /// Errors: BUSY with views out, or without a step; UNSUPPORTED with `sync` at none once a write-back
-/// has begun: look at `tsw_optimizer_gradient_norm` before the step instead.
+/// has begun, or a parameter was given out whose newest version only memory had: look at
+/// `tsw_optimizer_gradient_norm` before the step instead. A step that failed can be aborted even then:
+/// everything is back at the last commit, which `tsw_optimizer_step_number` tells. What made the commit
+/// of the step before fail, if no call has said so yet.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tsw_optimizer_step_abort(optimizer: *mut tsw_optimizer) -> tsw_status {
     // SAFETY: the caller's handle.
