@@ -21,6 +21,7 @@ mod one_by_one;
 mod optimizer_swapper;
 mod pump;
 mod record;
+mod room;
 mod shared;
 mod state_access;
 mod stats;

@@ -58,12 +58,8 @@ impl Optimizer {
             // Not to be taken back before it was given out.
             is_returning: true,
         });
-        if let Some(step) = core.step.as_mut() {
-            // What the caller makes of it cannot be undone where this is the only copy.
-            step.is_irreversible |= !was_clean;
-            if step.todo_count == 0 {
-                self.shared.changed.notify_all();
-            }
+        if core.note_irreversible(!was_clean) {
+            self.shared.changed.notify_all();
         }
         let layout = Arc::clone(&core.layout);
         let numel = core.record(index).numel;
@@ -248,6 +244,16 @@ impl Core {
             _ => record.doing(),
         };
         Error::Busy(format!("parameter {} {doing}", record.id))
+    }
+
+    /// Notes that a step gave out a record of which there is no other copy: what the caller makes
+    /// of it cannot be undone. Whether it was the last record of the step.
+    fn note_irreversible(&mut self, is_only_copy: bool) -> bool {
+        let Some(step) = self.step.as_mut() else {
+            return false;
+        };
+        step.is_irreversible |= is_only_copy;
+        step.todo_count == 0
     }
 
     fn is_returning(&self, index: u32) -> bool {
