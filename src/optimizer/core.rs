@@ -69,7 +69,6 @@ pub(super) struct Core {
     /// States that this process added; the layout of an opened store may have more.
     pub(super) states_added: usize,
     pub(super) records: Vec<Record>,
-    pub(super) by_id: HashMap<u64, u32>,
     pub(super) arena: Option<Arena>,
     /// The arena's memory.
     pub(super) buffer: Option<Buffer>,
@@ -141,7 +140,6 @@ impl Core {
             layout: Arc::new(layout),
             states_added: 0,
             records: Vec::new(),
-            by_id: HashMap::new(),
             arena: None,
             buffer: None,
             arena_is_stale: false,
@@ -187,11 +185,22 @@ impl Core {
     /// # Errors
     /// `UnknownParameter`.
     pub(super) fn find(&self, id: u64) -> Result<u32> {
-        self.by_id
-            .get(&id)
-            .copied()
+        // LOCK ORDER: the core before the table of the store, which has the ids.
+        self.this
+            .upgrade()
+            .and_then(|shared| shared.store.find(id))
             .filter(|index| self.record(*index).attached)
             .ok_or(Error::UnknownParameter(id))
+    }
+
+    /// Adds the record that the store added last.
+    pub(super) fn add_record(&mut self, record: Record) {
+        let len = self.records.len();
+        if len == self.records.capacity() {
+            // Doubling would leave half of it unused in the worst case.
+            self.records.reserve_exact(len / 8 + 64);
+        }
+        self.records.push(record);
     }
 
     /// A record by an index that this object made.
@@ -230,7 +239,7 @@ impl Core {
                 return false;
             };
             if let Some(place) = arena.take(index, len_bytes) {
-                self.record_mut(index).place = place;
+                self.record_mut(index).place = place.start;
                 return true;
             }
             if !self.drop_oldest_clean() {
@@ -266,7 +275,7 @@ impl Core {
             return;
         }
         let was_clean = record.residency == Residency::Warm && !record.dirty;
-        let place = std::mem::take(&mut record.place);
+        let place = record.place..record.place + len_bytes;
         record.residency = Residency::Cold;
         record.dirty = false;
         record.verified = false;

@@ -57,11 +57,11 @@ impl Optimizer {
         let store = Store::open(engine, &options)?;
         let gradients = Gradients::new(engine, &options, store.scratch_directory())?;
         let mut core = Core::new(policy_of(&options), store.layout(), store.step());
+        core.records.reserve_exact(store.records_len());
         for index in 0_u32.. {
             let Some(stored) = store.record(index) else {
                 break;
             };
-            core.by_id.insert(stored.id, index);
             core.records.push(Record {
                 id: stored.id,
                 numel: stored.numel,
@@ -204,7 +204,7 @@ impl Optimizer {
                 core.states_added,
             )));
         }
-        match core.by_id.get(&id).copied() {
+        match self.shared.store.find(id) {
             Some(index) if core.record(index).attached => {
                 return Err(Error::invalid(format!("parameter {id} is there already")));
             }
@@ -232,8 +232,7 @@ impl Optimizer {
                 let offset = stored.map(|stored| stored.offset).ok_or_else(|| {
                     Error::Internal("the store lost a record it just made".to_owned())
                 })?;
-                core.by_id.insert(id, index);
-                core.records.push(Record {
+                core.add_record(Record {
                     id,
                     numel,
                     offset,

@@ -31,7 +31,7 @@ impl Core {
                     version,
                     numel: record.numel,
                     offset: record.offset,
-                    place: record.place.start,
+                    place: record.place,
                 };
                 self.jobs.push(job);
                 self.reading_count += 1;
@@ -93,7 +93,7 @@ impl Core {
             version,
             numel: record.numel,
             offset: record.offset,
-            place: record.place.start,
+            place: record.place,
         };
         self.jobs.push(job);
         self.writing_count += 1;

@@ -1,7 +1,5 @@
 //! One record: where it is, and which of its versions count.
 
-use std::ops::Range;
-
 use crate::base::error::Error;
 use crate::store::Version;
 
@@ -44,7 +42,8 @@ pub(super) struct Record {
     pub(super) numel: u64,
     /// Offset of slot 0 in the data file.
     pub(super) offset: u64,
-    pub(super) place: Range<u64>,
+    /// Offset in the arena, while it is in memory.
+    pub(super) place: u64,
     pub(super) base: Option<Version>,
     pub(super) working: Option<Version>,
     /// A write of it was lost: what it was, until it is rewritten.

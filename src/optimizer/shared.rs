@@ -156,7 +156,7 @@ impl Shared {
             .buffer
             .as_ref()
             .ok_or_else(|| Error::Internal("there is no arena".to_owned()))?;
-        record_memory(buffer, &core.layout, record.place.start, record.numel)
+        record_memory(buffer, &core.layout, record.place, record.numel)
     }
 }
 

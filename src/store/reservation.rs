@@ -3,6 +3,7 @@
 use super::file::StoreFile;
 use crate::base::error::{Error, Result};
 use crate::base::units::{FILE_OFFSET_MAX, GIB, MIB};
+use crate::sys::Errno;
 
 /// The data file grows by an eighth of what it is, within these bounds.
 const GROWTH_BYTES_MIN: u64 = 64 * MIB;
@@ -32,11 +33,11 @@ impl Reservation {
         let ample = end
             .max(self.end.saturating_add(growth))
             .min(FILE_OFFSET_MAX);
-        let reached = match data.allocate(self.end, ample) {
+        let reached = match grow(data, self.end, ample) {
             Ok(()) => Ok(ample),
             // Growing ahead was too much; what is needed may still fit.
             Err(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => {
-                data.allocate(self.end, end).map(|()| end)
+                grow(data, self.end, end).map(|()| end)
             }
             Err(errno) => Err(errno),
         };
@@ -54,4 +55,15 @@ impl Reservation {
         };
         Ok(())
     }
+}
+
+/// Reserves space behind the end of the file, all of it or none.
+fn grow(data: &StoreFile, len_bytes: u64, end: u64) -> Result<(), Errno> {
+    let grown = data.allocate(len_bytes, end);
+    if grown.is_err() {
+        // KERNEL: ext4 keeps what it had found before space ran out, which is all that was free.
+        // Where cutting it off fails the file is only longer than it has to be.
+        let _ = data.set_len(len_bytes);
+    }
+    grown
 }

@@ -135,6 +135,16 @@ impl Store {
         lock(&self.table).record(index).cloned()
     }
 
+    /// How many records there are.
+    pub(crate) fn records_len(&self) -> usize {
+        lock(&self.table).records().len()
+    }
+
+    /// The record of a parameter.
+    pub(crate) fn find(&self, id: u64) -> Option<RecordIndex> {
+        lock(&self.table).find(id)
+    }
+
     /// Registers a record and reserves both of its slots. It is part of the store from the next
     /// commit on; without one it is forgotten.
     ///
@@ -239,19 +249,9 @@ impl Store {
 
 #[cfg(test)]
 impl Store {
-    /// How many records there are.
-    pub(crate) fn records_len(&self) -> usize {
-        lock(&self.table).records().len()
-    }
-
     /// The last committed version of a record.
     pub(crate) fn durable(&self, index: RecordIndex) -> Option<Version> {
         lock(&self.table).record(index)?.durable
-    }
-
-    /// The record of a parameter.
-    pub(crate) fn find(&self, id: u64) -> Option<RecordIndex> {
-        lock(&self.table).find(id)
     }
 
     /// Memory that the table of records takes, without names.
