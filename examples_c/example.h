@@ -8,10 +8,12 @@
 #endif
 #include <dirent.h>
 #include <errno.h>
+#include <ftw.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -37,6 +39,23 @@ static inline void check(tsw_status status, const char *what)
     fflush(stdout);
     fprintf(stderr, "%s: %s: %s\n", what, tsw_status_name(status), message);
     exit(EXIT_FAILURE);
+}
+
+static inline uint64_t now_ns(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
+}
+
+static inline double mib(uint64_t len_bytes)
+{
+    return (double)len_bytes / (1 << 20);
+}
+
+static inline double ms(uint64_t time_ns)
+{
+    return (double)time_ns / 1e6;
 }
 
 static inline void *check_memory(void *memory)
@@ -65,20 +84,22 @@ static inline char *path_in(const char *directory, const char *format, ...)
 
 static char *example_directory; /* the temporary directory, NULL where there is none */
 
-/* Removes the temporary directory and the files in it. A program that ends in an error may have
+static inline int temporary_remove(const char *path, const struct stat *status, int kind,
+                                   struct FTW *place)
+{
+    (void)status, (void)kind, (void)place;
+    return remove(path) != 0 && errno != ENOENT;
+}
+
+/* Removes the temporary directory and what is in it. A program that ends in an error may have
  * requests in flight that still create files, hence the repetition. */
 static inline void temporary_directory_remove(void)
 {
     const struct timespec pause = {.tv_nsec = 10 * 1000 * 1000};
 
     for (int attempt = 0; example_directory != NULL && attempt < 100; attempt++) {
-        DIR *directory = opendir(example_directory);
-        struct dirent *entry;
-        while (directory != NULL && (entry = readdir(directory)) != NULL)
-            unlinkat(dirfd(directory), entry->d_name, 0);
-        if (directory != NULL)
-            closedir(directory);
-        if (rmdir(example_directory) == 0 || errno == ENOENT)
+        nftw(example_directory, temporary_remove, 16, FTW_DEPTH | FTW_PHYS);
+        if (access(example_directory, F_OK) != 0)
             break;
         nanosleep(&pause, NULL);
     }
@@ -86,7 +107,7 @@ static inline void temporary_directory_remove(void)
     example_directory = NULL;
 }
 
-/* Makes a fresh directory under `parent` and removes it, with its files, at exit. */
+/* Makes a fresh directory under `parent` and removes it, with all that is in it, at exit. */
 static inline const char *temporary_directory(const char *parent)
 {
     example_directory = path_in(parent, "tensorswap-XXXXXX");

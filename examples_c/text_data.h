@@ -85,7 +85,7 @@ static inline int cut_last_component(char *path)
 static inline int text_add_project_around(struct text *text, char *path)
 {
     do {
-        char *landmark = path_in(path, "examples_c/train_text.c");
+        char *landmark = path_in(path, "examples_c/train_adam.c");
         const int found = access(landmark, R_OK) == 0;
         free(landmark);
         if (found) {

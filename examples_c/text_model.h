@@ -53,6 +53,17 @@ static inline float random_between(uint64_t *state, float low, float high)
     return low + (high - low) * (float)(random_next(state) >> 40) / (float)(1 << 24);
 }
 
+/* The nearest value that bf16, the upper half of a float, can hold; ties to even. */
+static inline float nearest_bf16(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    bits += 0x7fff + (bits >> 16 & 1);
+    bits &= 0xffff0000u;
+    memcpy(&value, &bits, sizeof bits);
+    return value;
+}
+
 /* y += a x; `len` is a multiple of LANES. */
 static inline void add_scaled(float *restrict y, float a, const float *restrict x, size_t len)
 {
@@ -246,11 +257,11 @@ enum { MASTER, EXP_AVG, EXP_AVG_SQ, STATES }; /* what is kept per parameter */
 
 static const char *const state_names[STATES] = {"master", "exp_avg", "exp_avg_sq"};
 
-/* Updates `count` parameters in place; `step` counts from 1. */
+/* Updates `count` parameters in place; `step` counts from 1, `rate` is the learning rate. */
 static inline void adam_update(float *const states[STATES], const float *restrict gradients,
-                               size_t count, int step)
+                               size_t count, int step, float rate)
 {
-    const float rate = 1e-3f, beta1 = 0.9f, beta2 = 0.999f, epsilon = 1e-8f;
+    const float beta1 = 0.9f, beta2 = 0.999f, epsilon = 1e-8f;
     const float correction1 = 1 - powf(beta1, (float)step);
     const float correction2 = 1 - powf(beta2, (float)step);
     float *restrict master = states[MASTER];

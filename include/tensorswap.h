@@ -32,6 +32,36 @@
  * Without a copy: tsw_engine_swap_out and tsw_engine_swap_in take tensors in any memory and give a
  * ticket at once; tsw_ticket_wait, or tsw_engine_event_fd and tsw_ticket_poll, tell the end.
  *
+ * A training step with the optimizer state on storage, without its checks:
+ *
+ *     tsw_config *config = tsw_config_new();
+ *     tsw_optimizer *optimizer;
+ *     tsw_parameter_view view = {.struct_size = sizeof view};
+ *
+ *     tsw_config_set(config, "path", "/mnt/nvme/run1");
+ *     tsw_optimizer_new(engine, config, &optimizer);      opens the store there, or makes one
+ *     tsw_optimizer_add_state(optimizer, "master", TSW_F32, TSW_F32);
+ *     tsw_optimizer_add_state(optimizer, "exp_avg", TSW_F32, TSW_F32);
+ *     tsw_optimizer_add_state(optimizer, "exp_avg_sq", TSW_F32, TSW_F32);
+ *     tsw_optimizer_add_parameter(optimizer, 7, "layer0", 1000000);
+ *     if (a new run) {
+ *         tsw_optimizer_initialize_parameters(optimizer, &id, &weights, 1);
+ *         tsw_optimizer_commit(optimizer);                durable as step 0
+ *     }                                                   else tsw_optimizer_step_number tells where
+ *
+ *     for each step:
+ *         tsw_optimizer_swap_out_gradients(optimizer, 7, &offset, &gradient, 1);
+ *         tsw_optimizer_step_begin(optimizer, NULL, 0);   all parameters
+ *         while (tsw_optimizer_step_next(optimizer, &view) == TSW_OK) {
+ *             update view.states[i].data with view.gradient.data, in place
+ *             tsw_optimizer_step_done(optimizer, view.id, 1);
+ *         }                                               any number of threads may loop here
+ *         tsw_optimizer_set_user_data(optimizer, ...);    what else a resumed run needs
+ *         tsw_optimizer_step_end(optimizer);              durable in the background
+ *
+ *     tsw_optimizer_commit(optimizer);                    waits until the last step is durable
+ *     tsw_optimizer_free(optimizer);
+ *
  * Status. A function that can fail returns a tsw_status: 0 is success, negative an error. Errors
  * found during the call are told by tsw_last_error_message, one line with operation, path, offset
  * and errno; those of background I/O come out of the ticket, of the flush, and of any later use of
@@ -44,12 +74,14 @@
  *
  *     what                      whose, until when
  *     tsw_config                yours; every object copies what it takes
- *     tsw_engine                yours; buffers and swappers keep what they need of it alive
+ *     tsw_engine                yours; what is made with it keeps what it needs of it alive
  *     tsw_buffer                yours; while a swapper holds it, leave its memory alone
  *     tsw_swapper               yours; gives its buffers back when it is released or freed
+ *     tsw_optimizer             yours; its store is locked until it is freed
+ *     memory of a view          lent to you until the parameter is given back
  *     tsw_ticket                ends when its completion was delivered, once
- *     memory of a tensor        the library's until the ticket is done; of a swapper call, yours
- *                               again when the call returns
+ *     memory of a tensor        the library's until the ticket is done; of a swapper or optimizer
+ *                               call, yours again when the call returns
  *     registered memory         the library's until on_release runs or tsw_buffer_free returns
  *     lists, paths, keys        yours; copied during the call
  *     const char * results      the library's; valid as long as it is loaded
@@ -57,9 +89,9 @@
  * Every tsw_..._free takes NULL, never fails, and is legal in any order. It waits until the kernel
  * has let go of the memory concerned. Using a handle after its free is undefined.
  *
- * Threads. Engine, tickets, buffers, and every function that takes a const object: any thread,
- * concurrently. A configuration and a swapper: one thread at a time; a second one gets
- * TSW_ERR_BUSY. In the child of a fork the objects of the parent answer TSW_ERR_FORKED, and their
+ * Threads. Engine, tickets, buffers, tsw_optimizer_step_next, tsw_optimizer_step_done, and every
+ * function that takes a const object: any thread, concurrently. A configuration, a swapper, and the
+ * rest of the optimizer: one thread at a time; a second one gets TSW_ERR_BUSY. In the child of a fork the objects of the parent answer TSW_ERR_FORKED, and their
  * free does nothing: make new ones there.
  *
  * Any function that takes a handle may also return TSW_ERR_NULL_ARGUMENT, TSW_ERR_FORKED,
@@ -224,6 +256,21 @@
 #define TSW_TENSOR_KEEP_LENGTH 2
 
 /**
+ * No parameter has this id.
+ */
+#define TSW_NO_PARAMETER UINT64_MAX
+
+/**
+ * The most states a parameter can have.
+ */
+#define TSW_STATES_MAX 8
+
+/**
+ * The most bytes of user data.
+ */
+#define TSW_USER_DATA_BYTES_MAX (1 << 20)
+
+/**
  * Pinned memory that storage reads and writes without a copy.
  *
  * Made by `tsw_buffer_new` or `tsw_buffer_register`, freed by `tsw_buffer_free`. A pointer anywhere
@@ -247,6 +294,16 @@ typedef struct tsw_config tsw_config;
  * they need of it alive, so the order of freeing is free.
  */
 typedef struct tsw_engine tsw_engine;
+
+/**
+ * Keeps the optimizer state of parameters in a store on storage, and brings it in to be updated.
+ *
+ * Every parameter has a record: all of its states together, the master parameter first, then the
+ * moments. Made by `tsw_optimizer_new`, freed by `tsw_optimizer_free`. Used by one thread at a
+ * time, but for `tsw_optimizer_step_next`, `tsw_optimizer_step_done` and every function that takes
+ * a const optimizer, which any number of threads may call at once.
+ */
+typedef struct tsw_optimizer tsw_optimizer;
 
 /**
  * Swaps tensors out and in through pinned buffers of its own.
@@ -599,6 +656,201 @@ typedef struct tsw_timer {
      */
     uint64_t p99_ns;
 } tsw_timer;
+
+/**
+ * One piece of a parameter, in memory or in a raw file. 112 bytes, frozen.
+ *
+ * Set everything to zero first (`tsw_partition piece = {0}`): what is reserved must be zero.
+ */
+typedef struct tsw_partition {
+    /**
+     * The parameter.
+     */
+    uint64_t param_id;
+    /**
+     * Elements of the parameter before the piece.
+     */
+    uint64_t offset;
+    /**
+     * The piece, f32, f16 or bf16. With a `path`, `numel`, `dtype` and `file_offset` tell where it
+     * lies in that file, and `data` may be NULL.
+     */
+    tsw_tensor tensor;
+    /**
+     * The file, or NULL where the piece is in memory.
+     */
+    const char *path;
+    /**
+     * Must be zero.
+     */
+    uint64_t reserved[3];
+} tsw_partition;
+
+/**
+ * Elements of one state, or of the gradient, in memory.
+ */
+typedef struct tsw_state_view {
+    /**
+     * The first element, at a multiple of 64 bytes; NULL where there is nothing.
+     */
+    void *data;
+    /**
+     * How many elements.
+     */
+    uint64_t numel;
+    /**
+     * Element type: `TSW_F32`, ...
+     */
+    uint32_t dtype;
+    /**
+     * Zero.
+     */
+    uint32_t reserved;
+} tsw_state_view;
+
+/**
+ * A parameter in pinned memory, the caller's to read and write until it is given back.
+ *
+ * Set `struct_size` to `sizeof(tsw_parameter_view)` before the call that fills it in. The memory
+ * ends with `tsw_optimizer_step_done`, `tsw_optimizer_swap_out_state` or
+ * `tsw_optimizer_release_state` of the parameter.
+ */
+typedef struct tsw_parameter_view {
+    /**
+     * Size of this structure in bytes; filled in by the caller.
+     */
+    uint32_t struct_size;
+    /**
+     * How many of `states` there are.
+     */
+    uint32_t states_len;
+    /**
+     * The parameter; `TSW_NO_PARAMETER` where the call gave none.
+     */
+    uint64_t id;
+    /**
+     * Its elements.
+     */
+    uint64_t numel;
+    /**
+     * The gradient, in the type that state 0 has in memory. `data` is NULL where no region was
+     * swapped out; otherwise regions that were not are zero.
+     */
+    tsw_state_view gradient;
+    /**
+     * The states, in the order of `tsw_optimizer_add_state`; the first is the master parameter.
+     */
+    tsw_state_view states[TSW_STATES_MAX];
+} tsw_parameter_view;
+
+/**
+ * What an optimizer has done since it was made, and what its last step was like.
+ *
+ * Set `struct_size` to `sizeof(tsw_optimizer_stats)` before the call that fills it in. Later
+ * versions add fields at the end.
+ */
+typedef struct tsw_optimizer_stats {
+    /**
+     * Size of this structure in bytes; filled in by the caller.
+     */
+    uint32_t struct_size;
+    /**
+     * Zero.
+     */
+    uint32_t reserved;
+    /**
+     * Parameters registered.
+     */
+    uint64_t parameters_count;
+    /**
+     * Steps done, counting from the store's beginning.
+     */
+    uint64_t steps_count;
+    /**
+     * Commits made durable by this object.
+     */
+    uint64_t commits_count;
+    /**
+     * The last step that is durable.
+     */
+    uint64_t durable_step;
+    /**
+     * Bytes of records read since the last `tsw_optimizer_step_begin`.
+     */
+    uint64_t step_read_bytes;
+    /**
+     * Bytes of records written since the last `tsw_optimizer_step_begin`.
+     */
+    uint64_t step_written_bytes;
+    /**
+     * Bytes of records read ever.
+     */
+    uint64_t read_bytes;
+    /**
+     * Bytes of records written ever.
+     */
+    uint64_t written_bytes;
+    /**
+     * Records given out without being read, because they were still in memory.
+     */
+    uint64_t cache_hits_count;
+    /**
+     * Records that had to be read before they were given out.
+     */
+    uint64_t cache_misses_count;
+    /**
+     * Nanoseconds in which callers waited for a record to be read.
+     */
+    uint64_t wait_read_ns;
+    /**
+     * Nanoseconds in which callers waited for records to be written, or for a commit.
+     */
+    uint64_t wait_write_ns;
+    /**
+     * Nanoseconds in which callers held views, summed over views.
+     */
+    uint64_t update_ns;
+    /**
+     * Of the last step: nanoseconds from `tsw_optimizer_step_begin` to `tsw_optimizer_step_end`.
+     */
+    uint64_t step_ns;
+    /**
+     * Of the last step: nanoseconds in which records were being read or written.
+     */
+    uint64_t io_floor_ns;
+    /**
+     * Of the last step: nanoseconds in which at least one view was out.
+     */
+    uint64_t compute_floor_ns;
+    /**
+     * Pinned memory, as computed from the parameters and the options.
+     */
+    uint64_t pinned_computed_bytes;
+    /**
+     * Pinned memory in use by records now.
+     */
+    uint64_t pinned_used_bytes;
+    /**
+     * The most that was in use.
+     */
+    uint64_t pinned_peak_bytes;
+    /**
+     * Memory that holds gradients now.
+     */
+    uint64_t gradient_memory_bytes;
+    /**
+     * Bytes of gradients written to storage ever.
+     */
+    uint64_t gradient_spilled_bytes;
+    /**
+     * Checksums that did not match ever.
+     */
+    uint64_t checksum_errors_count;
+    /**
+     * Bytes reserved in the store's data file.
+     */
+    uint64_t store_bytes;
+} tsw_optimizer_stats;
 
 /**
  * Success.
@@ -957,10 +1209,11 @@ void tsw_engine_free(tsw_engine *engine);
 size_t tsw_engine_describe(const tsw_engine *engine, char *buf, size_t cap);
 
 /**
- * Write the figures of the engine and of its swappers as text for Prometheus, and return its
- * length.
+ * Write the figures of the engine, its swappers and its optimizers as text for Prometheus, and
+ * return its length.
  *
- * The swappers of an engine are told apart by the label `swapper`, counted from 0.
+ * The swappers of an engine are told apart by the label `swapper`, its optimizers by the label
+ * `optimizer`, each counted from 0.
  *
  * At most `cap` bytes are written, with the NUL; the length returned is that of the whole text
  * without the NUL, as with snprintf. `buf` may be NULL where `cap` is 0. The text may have grown by
@@ -1353,6 +1606,474 @@ size_t tsw_swapper_timer_names(const tsw_swapper *swapper,
 tsw_status tsw_swapper_get_timer(const tsw_swapper *swapper,
                                  const char *name,
                                  tsw_timer *inout);
+
+/**
+ * Open the store that the configuration names, or make one.
+ *
+ * The store is the directory `rank<N>` under the key `path`; key `store` tells whether one may be
+ * made (new, which removes what was there), must be there (existing), or either (auto). Next call
+ * `tsw_optimizer_add_state` for each state and `tsw_optimizer_add_parameter` for each parameter:
+ * in a store that was there they attach to what is recorded. It opens at the last step that is
+ * durable; `tsw_optimizer_step_number` tells which. With `backend` at memory nothing outlives the
+ * engine. NULL takes the engine's configuration.
+ *
+ * Ownership: the optimizer is the caller's, to be freed by `tsw_optimizer_free`; it keeps what it
+ * needs of the engine alive. The configuration is copied.
+ * Threads: any.
+ * Errors: CONFIG without a `path`; LOCKED where another optimizer, of this process or another one,
+ * has the store open; NOT_FOUND where there is none and `store` is existing; CORRUPT where the
+ * store is damaged; UNSUPPORTED for more than one directory; NO_SPACE, PERMISSION, IO; NO_MEMORY;
+ * NULL_ARGUMENT. `*optimizer_out` is then NULL.
+ */
+tsw_status tsw_optimizer_new(tsw_engine *engine,
+                             const tsw_config *config_or_null,
+                             tsw_optimizer **optimizer_out);
+
+/**
+ * Free an optimizer. NULL is fine.
+ *
+ * What was not committed is dropped: the store stays at its last durable step. A commit that is
+ * under way in the background is waited for; call `tsw_optimizer_commit` first to be sure of the
+ * last step and to hear of its errors. Views that are still out must not be touched any more.
+ *
+ * Threads: any; nobody else may use the optimizer any more. Errors: none. In a forked child nothing
+ * happens.
+ */
+void tsw_optimizer_free(tsw_optimizer *optimizer);
+
+/**
+ * Add a state that every parameter has.
+ *
+ * Call it before any parameter is added, at most `TSW_STATES_MAX` times, in the same order in every
+ * run. State 0 is the master parameter. `dtype` is the type in memory, which views show;
+ * `disk_dtype` the one on storage. Where they differ, both are of f32, f16 and bf16: values are
+ * rounded (key `rounding`) when a record is given back and widened when it is brought in, so that
+ * what is computed does not depend on what happens to be cached.
+ *
+ * Ownership: the name is copied. It is UTF-8 text of at most 4096 bytes.
+ * Threads: one at a time for each optimizer.
+ * Errors: SIZE_MISMATCH where the store has another state at this place, with both in the message;
+ * UNSUPPORTED where there is no conversion between the types, or for a state 0 that is not f32, f16
+ * or bf16; INVALID_ARGUMENT for a name used twice or unfit, too many states, an unknown type, or a
+ * state after the first parameter; NULL_ARGUMENT; BUSY. Nothing has changed then.
+ */
+tsw_status tsw_optimizer_add_state(tsw_optimizer *optimizer,
+                                   const char *name,
+                                   uint32_t dtype,
+                                   uint32_t disk_dtype);
+
+/**
+ * Register a parameter of `numel` elements under an id of the caller's.
+ *
+ * Ids are stable names: use the same ones in every run. In a store that was there this attaches to
+ * what is recorded; else it reserves the space of two versions of the record. A parameter that is
+ * never initialized is zero in all of its states.
+ *
+ * Ownership: the name is copied; it is UTF-8 text of at most 4096 bytes, for messages and exports.
+ * Threads: one at a time for each optimizer.
+ * Errors: SIZE_MISMATCH where the store has this id with another `numel` or another name, or with
+ * more states than were added, with both in the message; INVALID_ARGUMENT for `TSW_NO_PARAMETER`, an
+ * id given twice, no elements, or no state yet; NO_SPACE where the disk cannot hold it;
+ * NULL_ARGUMENT; BUSY. Nothing has changed then.
+ */
+tsw_status tsw_optimizer_add_parameter(tsw_optimizer *optimizer,
+                                       uint64_t id,
+                                       const char *name_or_null,
+                                       uint64_t numel);
+
+/**
+ * Give parameters the values of their master, and zero to their other states.
+ *
+ * `sources[i]` holds all elements of `ids[i]`, in f32, f16 or bf16, in any memory; its
+ * `file_offset` has no meaning. Pending until the next commit: call `tsw_optimizer_commit`, which
+ * makes it durable as step 0. With `count` 0 nothing happens.
+ *
+ * Ownership: both lists are copied; the memory is the caller's again when this returns.
+ * Threads: one at a time for each optimizer.
+ * Errors: UNKNOWN_PARAMETER; INVALID_ARGUMENT for a source with another number of elements;
+ * DTYPE_MISMATCH for a source that is not f32, f16 or bf16; BUSY while a step is open or one of them is in use; BUDGET;
+ * NULL_ARGUMENT; what storage has to say.
+ */
+tsw_status tsw_optimizer_initialize_parameters(tsw_optimizer *optimizer,
+                                               const uint64_t *ids,
+                                               const tsw_tensor *sources,
+                                               size_t count);
+
+/**
+ * Give parameters the values of their master from pieces, in memory or in raw files.
+ *
+ * For weights that were swapped out before, in f16 or bf16 say. The pieces of one parameter may
+ * come in any order and must cover it exactly; other states become zero. Pending until the next
+ * commit, as with `tsw_optimizer_initialize_parameters`. With `count` 0 nothing happens.
+ *
+ * Ownership: the list and its paths are copied; the memory is the caller's again when this returns.
+ * Threads: one at a time for each optimizer.
+ * Errors: INVALID_ARGUMENT where pieces overlap, leave a hole or exceed the parameter, naming it;
+ * UNKNOWN_PARAMETER; DTYPE_MISMATCH for a piece that is not f32, f16 or bf16; NOT_FOUND and SIZE_MISMATCH
+ * for a file that is missing or too short; BUSY; BUDGET; NULL_ARGUMENT; what storage has to say.
+ */
+tsw_status tsw_optimizer_initialize_from_swapped(tsw_optimizer *optimizer,
+                                                 const tsw_partition *partitions,
+                                                 size_t count);
+
+/**
+ * Set the moments of all parameters back to zero; the masters stay.
+ *
+ * Pending until the next commit.
+ *
+ * Threads: one at a time for each optimizer.
+ * Errors: BUSY while a step is open or a parameter is in use.
+ */
+tsw_status tsw_optimizer_purge_state(tsw_optimizer *optimizer);
+
+/**
+ * Copy one state of a parameter into memory.
+ *
+ * What was given back last is what is read, committed or not. `destination` has as many elements as
+ * the parameter, and the state's type in memory; its `file_offset` has no meaning.
+ *
+ * Ownership: the memory is the caller's again when this returns; where it fails its content is
+ * undefined.
+ * Threads: one at a time for each optimizer.
+ * Errors: UNKNOWN_PARAMETER; INVALID_ARGUMENT for a name that no state has, or another number of
+ * elements; DTYPE_MISMATCH; BUSY while the parameter is out; CHECKSUM naming the parameter where
+ * storage does not hold what was written; NULL_ARGUMENT; what storage has to say.
+ */
+tsw_status tsw_optimizer_read_state(tsw_optimizer *optimizer,
+                                    uint64_t id,
+                                    const char *state,
+                                    const tsw_tensor *destination);
+
+/**
+ * Replace one state of a parameter by values in memory.
+ *
+ * `source` is as `destination` of `tsw_optimizer_read_state`. Pending until the next commit.
+ *
+ * Ownership: the memory is the caller's again when this returns.
+ * Threads: one at a time for each optimizer.
+ * Errors: as `tsw_optimizer_read_state`; BUSY also while a step is open. The state is then as it
+ * was.
+ */
+tsw_status tsw_optimizer_write_state(tsw_optimizer *optimizer,
+                                     uint64_t id,
+                                     const char *state,
+                                     const tsw_tensor *source);
+
+/**
+ * Say that a backward pass begins.
+ *
+ * It clears nothing: with micro-batches several backward passes add up before a step.
+ *
+ * Threads: one at a time for each optimizer.
+ * Errors: BUSY.
+ */
+tsw_status tsw_optimizer_pre_backward(tsw_optimizer *optimizer);
+
+/**
+ * Take regions of a parameter's gradient.
+ *
+ * `gradients[i]` is the region that begins `offsets[i]` elements into the parameter, any length at
+ * any offset, f32, f16 or bf16, in any memory; its `file_offset` has no meaning. A region replaces
+ * what was there, or with `TSW_TENSOR_ACCUMULATE` is added to it. They wait for the update in
+ * memory or on storage (key `gradients`), and end at `tsw_optimizer_step_end`,
+ * `tsw_optimizer_step_abort`, `tsw_optimizer_swap_out_state` of the parameter, or
+ * `tsw_optimizer_discard_gradients`. With `count` 0 nothing happens.
+ *
+ * Ownership: both lists are copied; the memory is the caller's again when this returns.
+ * Threads: one at a time for each optimizer.
+ * Errors: UNKNOWN_PARAMETER; INVALID_ARGUMENT for a region beyond the parameter's end;
+ * DTYPE_MISMATCH for one that is not f32, f16 or bf16; BUSY while the parameter is out or a step is
+ * open; NULL_ARGUMENT; NO_MEMORY; what storage has to say. A list is validated whole before anything is taken.
+ */
+tsw_status tsw_optimizer_swap_out_gradients(tsw_optimizer *optimizer,
+                                            uint64_t id,
+                                            const uint64_t *offsets,
+                                            const tsw_tensor *gradients,
+                                            size_t count);
+
+/**
+ * Wait until the gradients that go to storage are there, and hear of their errors.
+ *
+ * Views show a gradient that is still on its way all the same; this is for those who want the
+ * error, or the time, at a place of their choice.
+ *
+ * Threads: one at a time for each optimizer.
+ * Errors: what storage has to say; BUSY.
+ */
+tsw_status tsw_optimizer_flush_gradients(tsw_optimizer *optimizer);
+
+/**
+ * Say that a backward pass is over.
+ *
+ * Threads: one at a time for each optimizer.
+ * Errors: BUSY.
+ */
+tsw_status tsw_optimizer_post_backward(tsw_optimizer *optimizer);
+
+/**
+ * Compute the sum of squares of a parameter's gradient, and count what is not finite.
+ *
+ * The sum is over finite elements, in f64 and in a fixed order; 0 where no region was swapped out.
+ * It answers before the step begins whether to clip, or whether a loss scale overflowed and the
+ * step is better not begun.
+ *
+ * Threads: one at a time for each optimizer.
+ * Errors: UNKNOWN_PARAMETER; BUSY; NULL_ARGUMENT; what storage has to say of gradients there. Both
+ * results are then 0.
+ */
+tsw_status tsw_optimizer_gradient_norm(tsw_optimizer *optimizer,
+                                       uint64_t id,
+                                       double *sum_of_squares_out,
+                                       uint64_t *nonfinite_count_out);
+
+/**
+ * Forget all gradients.
+ *
+ * Threads: one at a time for each optimizer.
+ * Errors: BUSY while a step is open or a parameter is out.
+ */
+tsw_status tsw_optimizer_discard_gradients(tsw_optimizer *optimizer);
+
+/**
+ * Bring a parameter into memory, and begin to bring in the next.
+ *
+ * `next_id` is the parameter that will be asked for next, or `TSW_NO_PARAMETER`: it is read in the
+ * background (key `pipeline_read`) and must then be the next one swapped in, or be released.
+ * The parameter is the caller's until `tsw_optimizer_swap_out_state` or
+ * `tsw_optimizer_release_state`. `inout->struct_size` is `sizeof(tsw_parameter_view)`.
+ *
+ * Ownership: the memory that the view shows is the optimizer's, lent.
+ * Threads: one at a time for each optimizer.
+ * Errors: BUSY naming the parameter where it is in already, another one was announced, or a step is
+ * open; INVALID_ARGUMENT for a `next_id` that is `id`; NO_BUFFERS with `views_max` parameters in; BUDGET with the bytes needed where `pinned_bytes`
+ * is too small; UNKNOWN_PARAMETER; CHECKSUM where storage does not hold what was written; what an
+ * earlier write-back of the parameter, or storage, has to say; NULL_ARGUMENT. `inout->id` is then
+ * `TSW_NO_PARAMETER` and the parameter is not in.
+ */
+tsw_status tsw_optimizer_swap_in_state(tsw_optimizer *optimizer,
+                                       uint64_t id,
+                                       uint64_t next_id,
+                                       tsw_parameter_view *inout);
+
+/**
+ * Write a parameter that was brought in back, and give its memory up.
+ *
+ * With `async` 1 it returns at once and the write goes on in the background (key
+ * `pipeline_write`); with 0 it returns when the write is done. Durable with the next
+ * `tsw_optimizer_commit`, which then counts a step. The parameter's gradient ends here.
+ *
+ * Ownership: the memory of the view is the optimizer's again.
+ * Threads: one at a time for each optimizer.
+ * Errors: BUSY where the parameter is not in; INVALID_ARGUMENT for another `async`;
+ * UNKNOWN_PARAMETER; with `async` 0 what storage has to say. An error of a write in the background
+ * comes with the next call on the parameter, and with the commit; the version before stays
+ * readable.
+ */
+tsw_status tsw_optimizer_swap_out_state(tsw_optimizer *optimizer,
+                                        uint64_t id,
+                                        uint32_t async);
+
+/**
+ * Give a parameter's memory up without writing it.
+ *
+ * For one that was announced as the next and is not wanted after all, or one that was only looked
+ * at: the caller vouches that nothing in the view was changed. Its gradient stays.
+ *
+ * Ownership: the memory of the view is the optimizer's again.
+ * Threads: one at a time for each optimizer.
+ * Errors: BUSY where the parameter is not in; UNKNOWN_PARAMETER.
+ */
+tsw_status tsw_optimizer_release_state(tsw_optimizer *optimizer, uint64_t id);
+
+/**
+ * Begin a step over some parameters, or over all that were added.
+ *
+ * `ids_or_null` NULL with `count` 0 means all. Reading begins at once, in an order that the
+ * optimizer chooses. Then call `tsw_optimizer_step_next` and `tsw_optimizer_step_done` until there
+ * are no more, and `tsw_optimizer_step_end`.
+ *
+ * Ownership: the list is copied.
+ * Threads: one at a time for each optimizer.
+ * Errors: BUSY where a step is open or a parameter is in; UNKNOWN_PARAMETER; INVALID_ARGUMENT for
+ * an id given twice; BUDGET with the bytes needed where `pinned_bytes` is too small; NULL_ARGUMENT
+ * for NULL with a `count`; what the background commit of an earlier step has to say (see
+ * `tsw_optimizer_step_end`). No step is open then.
+ */
+tsw_status tsw_optimizer_step_begin(tsw_optimizer *optimizer,
+                                    const uint64_t *ids_or_null,
+                                    size_t count);
+
+/**
+ * Get the next parameter to update; `TSW_END` when all were given out.
+ *
+ * It waits until the parameter is in memory. Update the states in the view in place, then call
+ * `tsw_optimizer_step_done`. `inout->struct_size` is `sizeof(tsw_parameter_view)`; where no
+ * parameter is given out, `inout->id` is `TSW_NO_PARAMETER`.
+ *
+ * Ownership: the memory that the view shows is the optimizer's, lent until `tsw_optimizer_step_done`.
+ * Threads: any, concurrently: several threads may each loop over it.
+ * Errors: NO_BUFFERS at once with `views_max` views out: set the key to the number of threads.
+ * Where a record cannot be read, what storage had to say, CHECKSUM among it, with `inout->id` set:
+ * that parameter counts as given back, go on with the others; `tsw_optimizer_step_end` returns the
+ * error once more and commits nothing. CANCELLED after `tsw_optimizer_step_abort` was called; BUSY
+ * without a step; NULL_ARGUMENT.
+ */
+tsw_status tsw_optimizer_step_next(tsw_optimizer *optimizer,
+                                   tsw_parameter_view *inout);
+
+/**
+ * Give a parameter back.
+ *
+ * With `changed` 1 it is written back in the background; with 0 the caller vouches that nothing in
+ * the view was changed, and nothing is written.
+ *
+ * Ownership: the memory of the view is the optimizer's again.
+ * Threads: any, concurrently; it need not be the thread that got the view.
+ * Errors: BUSY where the parameter is not out; INVALID_ARGUMENT for another `changed`;
+ * UNKNOWN_PARAMETER. What the write has to say comes with `tsw_optimizer_step_end`.
+ */
+tsw_status tsw_optimizer_step_done(tsw_optimizer *optimizer, uint64_t id, uint32_t changed);
+
+/**
+ * End a step: count it, with the user data, and forget its gradients.
+ *
+ * With `sync` at commit the step becomes durable in the background: the next one may begin
+ * meanwhile. Where that fails, the next call on records returns the error, once, and everything is
+ * back at the last durable step, which `tsw_optimizer_step_number` then tells; a step that was begun
+ * meanwhile is to be aborted. With `sync` at none nothing becomes durable before
+ * `tsw_optimizer_commit`. After a crash the store opens at the last durable step, never at a mix.
+ *
+ * Threads: one at a time for each optimizer.
+ * Errors: BUSY before `tsw_optimizer_step_next` returned `TSW_END`, or with views out: the step
+ * stays open; the first error of a read or write-back of this step: nothing is committed and the
+ * step stays open, so call `tsw_optimizer_step_abort`.
+ */
+tsw_status tsw_optimizer_step_end(tsw_optimizer *optimizer);
+
+/**
+ * Undo a step: all is as if it had not been begun, but this step's gradients are gone.
+ *
+ * With views out it returns BUSY and takes effect all the same: `tsw_optimizer_step_next` returns
+ * CANCELLED from then on, `tsw_optimizer_step_done` drops what was changed, and this is called again
+ * when all are back.
+ *
+ * Threads: one at a time for each optimizer.
+ * Errors: BUSY with views out, or without a step; UNSUPPORTED with `sync` at none once a write-back
+ * has begun, or a parameter was given out whose newest version only memory had: look at
+ * `tsw_optimizer_gradient_norm` before the step instead. A step that failed can be aborted even then:
+ * everything is back at the last commit, which `tsw_optimizer_step_number` tells. What made the commit
+ * of the step before fail, if no call has said so yet.
+ */
+tsw_status tsw_optimizer_step_abort(tsw_optimizer *optimizer);
+
+/**
+ * Make all that is done durable, and wait for it.
+ *
+ * Takes in what is pending: initialization, `tsw_optimizer_write_state`,
+ * `tsw_optimizer_purge_state`, user data, records swapped out. It counts a step only where
+ * `tsw_optimizer_swap_out_state` was called since the last commit.
+ *
+ * Threads: one at a time for each optimizer.
+ * Errors: BUSY while a step is open or a parameter is in; the first error of a write-back, a sync or
+ * the log: the store is then at the step that was durable before. A failed sync is never tried
+ * again: every later commit of this optimizer fails with it. Where space ran out, a later commit may
+ * succeed.
+ */
+tsw_status tsw_optimizer_commit(tsw_optimizer *optimizer);
+
+/**
+ * Tell how many parameters the store records; 0 for NULL.
+ *
+ * Those of earlier runs count, whether or not they were added in this one.
+ *
+ * Threads: any, concurrently. Errors: none.
+ */
+size_t tsw_optimizer_parameters_len(const tsw_optimizer *optimizer);
+
+/**
+ * Tell id and size of a parameter by its index, in the order of first registration.
+ *
+ * Threads: any, concurrently.
+ * Errors: INVALID_ARGUMENT beyond the last; NULL_ARGUMENT. `*id_out` is then `TSW_NO_PARAMETER`.
+ */
+tsw_status tsw_optimizer_parameter_at(const tsw_optimizer *optimizer,
+                                      size_t index,
+                                      uint64_t *id_out,
+                                      uint64_t *numel_out);
+
+/**
+ * Set the bytes that are committed with the next step.
+ *
+ * For what a run needs to go on besides the state: learning rate, random numbers, a place in the
+ * data. At most `TSW_USER_DATA_BYTES_MAX`. With `len_bytes` 0 there are none, and `data` may be
+ * NULL.
+ *
+ * Ownership: the bytes are copied.
+ * Threads: one at a time for each optimizer.
+ * Errors: INVALID_ARGUMENT for more bytes; NO_MEMORY; NULL_ARGUMENT; BUSY.
+ */
+tsw_status tsw_optimizer_set_user_data(tsw_optimizer *optimizer,
+                                       const void *data,
+                                       size_t len_bytes);
+
+/**
+ * Copy the user data that was set last, or that the store was opened with, and return its length.
+ *
+ * At most `cap` bytes are written; the length returned is that of all. `buf` may be NULL where
+ * `cap` is 0.
+ *
+ * Threads: any, concurrently. Returns 0 for NULL.
+ */
+size_t tsw_optimizer_get_user_data(const tsw_optimizer *optimizer, void *buf, size_t cap);
+
+/**
+ * Tell how many steps were done, counting from the store's beginning; 0 for NULL.
+ *
+ * After opening it is the step the store was at; after `tsw_optimizer_step_end` the step just ended,
+ * which may not be durable yet.
+ *
+ * Threads: any, concurrently. Errors: none.
+ */
+uint64_t tsw_optimizer_step_number(const tsw_optimizer *optimizer);
+
+/**
+ * Fill in what an optimizer has done, and what its last step was like.
+ *
+ * `inout->struct_size` is `sizeof(tsw_optimizer_stats)`, set by the caller.
+ *
+ * Threads: any, concurrently.
+ * Errors: NULL_ARGUMENT; INVALID_ARGUMENT for a `struct_size` that cannot be.
+ */
+tsw_status tsw_optimizer_get_stats(const tsw_optimizer *optimizer,
+                                   tsw_optimizer_stats *inout);
+
+/**
+ * List the timers of an optimizer that have run, and return how many there are.
+ *
+ * Writes at most `cap` names to `names_out`, which may be NULL where `cap` is 0. The names are
+ * DeepSpeed's: "swap_in_state", "swap_out_state", "swap_out_gradient", "async_swap_in_state",
+ * "async_swap_out_state", "async_swap_gradient_wait", "swap_init_write" and
+ * "unswapped_read_gradients"; and "commit".
+ *
+ * Ownership: the names are the library's and live as long as it is loaded.
+ * Threads: any, concurrently. Returns 0 for NULL.
+ */
+size_t tsw_optimizer_timer_names(const tsw_optimizer *optimizer,
+                                 const char **names_out,
+                                 size_t cap);
+
+/**
+ * Fill in a timer of an optimizer, by its name.
+ *
+ * `inout->struct_size` is `sizeof(tsw_timer)`, set by the caller. A timer that has not run is all 0.
+ *
+ * Threads: any, concurrently.
+ * Errors: INVALID_ARGUMENT for a name that no timer has, or a `struct_size` that cannot be;
+ * NULL_ARGUMENT.
+ */
+tsw_status tsw_optimizer_get_timer(const tsw_optimizer *optimizer,
+                                   const char *name,
+                                   tsw_timer *inout);
 
 #ifdef __cplusplus
 }  // extern "C"

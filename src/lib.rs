@@ -7,6 +7,8 @@
 //! * [`memory`]: pinned buffers.
 //! * [`io`]: the engine: requests and tickets, planner, driver, backends.
 //! * [`swapper`]: the `AsyncTensorSwapper`: staging buffers over the engine.
+//! * `store`: records on storage, crash-consistent.
+//! * [`optimizer`]: the optimizer swapper: records, gradients, the pipelined step.
 //! * [`capi`]: the C border, the only place that knows C.
 #![cfg_attr(test, allow(clippy::cast_possible_truncation, clippy::cast_sign_loss))]
 
@@ -14,5 +16,13 @@ pub mod base;
 pub mod capi;
 pub mod io;
 pub mod memory;
+pub mod optimizer;
+mod store;
 pub mod swapper;
 pub mod sys;
+
+/// Reads any bytes as the log of a store: what the fuzzer in `fuzz/` calls.
+#[doc(hidden)]
+pub fn fuzz_store_log(bytes: &[u8]) {
+    store::read_any_log(bytes);
+}

@@ -164,3 +164,53 @@ fn a_release_hook_may_free_other_buffers_and_the_engine() {
     }
     panic!("the request did not end");
 }
+
+#[test]
+fn a_panic_poisons_the_optimizer_and_its_store_opens_again() {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = CString::new(directory.path().as_os_str().as_bytes()).unwrap();
+    let engine = engine();
+    let (mut optimizer, mut other) = (ptr::null_mut(), ptr::null_mut());
+    let mut view = std::mem::MaybeUninit::<tsw_parameter_view>::zeroed();
+    // SAFETY: live handles, freed at the end; texts that end in NUL; a structure of its own size.
+    unsafe {
+        let view = view.as_mut_ptr();
+        (*view).struct_size = u32::try_from(size_of::<tsw_parameter_view>()).unwrap();
+        let config = tsw_config_new();
+        let set = tsw_config_set(config, c"path".as_ptr(), path.as_ptr());
+        assert_eq!(set, TSW_OK);
+        assert_eq!(tsw_optimizer_new(engine, config, &mut optimizer), TSW_OK);
+        let state = tsw_optimizer_add_state(optimizer, c"master".as_ptr(), TSW_F32, TSW_F32);
+        assert_eq!(state, TSW_OK);
+        assert_eq!(
+            tsw_optimizer_add_parameter(optimizer, 1, ptr::null(), 1000),
+            TSW_OK
+        );
+        assert_eq!(tsw_optimizer_step_begin(optimizer, ptr::null(), 0), TSW_OK);
+        assert_eq!(tsw_optimizer_step_next(optimizer, view), TSW_OK);
+        assert_eq!(((*view).id, (*view).states_len), (1, 1));
+
+        panic_at_next_call();
+        assert_eq!(
+            tsw_optimizer_step_next(optimizer, view),
+            TSW_ERR_INTERNAL,
+            "{}",
+            message()
+        );
+        assert_eq!((*view).id, TSW_NO_PARAMETER);
+        assert_eq!(tsw_optimizer_step_done(optimizer, 1, 1), TSW_ERR_POISONED);
+        assert_eq!(tsw_optimizer_commit(optimizer), TSW_ERR_POISONED);
+        assert_eq!(tsw_optimizer_parameters_len(optimizer), 0);
+        assert_eq!(
+            tsw_optimizer_new(engine, config, &mut other),
+            TSW_ERR_LOCKED
+        );
+        assert!(other.is_null());
+        tsw_optimizer_free(optimizer);
+
+        assert_eq!(tsw_optimizer_new(engine, config, &mut other), TSW_OK);
+        tsw_optimizer_free(other);
+        tsw_config_free(config);
+        tsw_engine_free(engine);
+    }
+}

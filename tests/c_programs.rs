@@ -9,6 +9,7 @@
 mod common;
 
 use std::fs::File;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
@@ -46,15 +47,15 @@ fn programs() -> Vec<PathBuf> {
         );
     }
     programs.sort();
-    assert!(programs.len() >= 18, "programs are missing: {programs:?}");
+    assert!(programs.len() >= 24, "programs are missing: {programs:?}");
     programs
 }
 
 /// What a program is given: the model is trained shortly, and under sanitizers a tiny one.
 fn arguments(program: &Path, checked: Checked) -> &'static [&'static str] {
     match (program.file_stem().unwrap().to_str().unwrap(), checked) {
-        ("train_text", Checked::Plain) => &["--steps", "40", "--verify"],
-        ("train_text", Checked::Sanitized) => &["--steps", "4", "--hidden", "136", "--verify"],
+        ("train_adam", Checked::Plain) => &["--steps", "20", "--threads", "3", "--verify"],
+        ("train_adam", Checked::Sanitized) => &["--steps", "4", "--hidden", "136", "--verify"],
         _ => &[],
     }
 }
@@ -152,6 +153,54 @@ fn build_and_run_all(linked: Linked, checked: Checked) {
         }
     }
     assert!(failures.is_empty(), "{failures}");
+}
+
+/// The last line in which a training says what its store holds.
+fn checksum(output: &str) -> &str {
+    let line = output.lines().rfind(|line| line.starts_with("checksum"));
+    line.unwrap_or_else(|| panic!("no checksum in\n{output}"))
+}
+
+#[test]
+fn a_training_that_is_killed_in_the_middle_of_a_step_ends_with_the_same_bits() {
+    let binaries = common::directory();
+    let program = binaries.path().join("train_adam");
+    let source = common::root().join("examples_c/train_adam.c");
+    build(&source, &program, Linked::Shared, Checked::Plain);
+    let ways: &[&[&str]] = &[
+        &[],
+        &["--set", "sync=none", "--threads", "1"],
+        &[
+            "--state-types",
+            "f32,bf16,bf16",
+            "--set",
+            "cache_bytes=64MiB",
+        ],
+        &["--threads", "4", "--set", "backend=threads"],
+    ];
+    for way in ways {
+        let directory = common::directory();
+        let train = |more: &[&str]| {
+            let shared = ["--hidden", "264", "--steps", "12", "--store", "store"];
+            run(&program, directory.path(), &[&shared, *way, more].concat())
+        };
+        let (status, whole) = train(&["--verify"]);
+        assert!(
+            status.is_some_and(|status| status.success()),
+            "{way:?}\n{whole}"
+        );
+        for step in ["1", "2", "9"] {
+            let (status, output) = train(&["--crash-at", step]);
+            let signal = status.and_then(|status| status.signal());
+            assert_eq!(signal, Some(9), "{way:?}\n{output}");
+            let (status, resumed) = train(&["--resume", "--verify"]);
+            assert!(
+                status.is_some_and(|status| status.success()),
+                "{way:?}\n{resumed}"
+            );
+            assert_eq!(checksum(&whole), checksum(&resumed), "{way:?}");
+        }
+    }
 }
 
 /// Why nothing can be sanitized here, if so: the compiler or its runtime lacks it, or the

@@ -10,7 +10,8 @@ use std::mem::offset_of;
 use std::process::Command;
 
 use tensorswap::capi::{
-    tsw_completion, tsw_engine_stats, tsw_swapper_stats, tsw_tensor, tsw_timer,
+    tsw_completion, tsw_engine_stats, tsw_optimizer_stats, tsw_parameter_view, tsw_partition,
+    tsw_state_view, tsw_swapper_stats, tsw_tensor, tsw_timer,
 };
 
 /// A structure as Rust sees it: name, size, and each field with its offset.
@@ -51,6 +52,15 @@ fn layouts() -> Vec<Layout> {
             in_flight_bytes in_flight_peak_bytes waited_ns copies_avoided_count
             copies_avoided_bytes buffers_count buffers_free_count buffers_in_flight_count
             errors_count),
+        layout!(tsw_optimizer_stats: struct_size reserved
+            parameters_count steps_count commits_count durable_step step_read_bytes
+            step_written_bytes read_bytes written_bytes cache_hits_count cache_misses_count
+            wait_read_ns wait_write_ns update_ns step_ns io_floor_ns compute_floor_ns
+            pinned_computed_bytes pinned_used_bytes pinned_peak_bytes gradient_memory_bytes
+            gradient_spilled_bytes checksum_errors_count store_bytes),
+        layout!(tsw_state_view: data numel dtype reserved),
+        layout!(tsw_parameter_view: struct_size states_len id numel gradient states),
+        layout!(tsw_partition: param_id offset tensor path reserved),
     ]
 }
 
@@ -122,4 +132,10 @@ fn the_frozen_ones_are_where_they_were_frozen() {
     assert_eq!(offsets, [0, 8, 16, 20, 24, 32, 40]);
     assert_eq!(size_of::<tsw_completion>(), 248);
     assert_eq!(offset_of!(tsw_completion, message), 56);
+    assert_eq!(size_of::<tsw_state_view>(), 24);
+    assert_eq!(size_of::<tsw_parameter_view>(), 240);
+    assert_eq!(offset_of!(tsw_parameter_view, gradient), 24);
+    assert_eq!(offset_of!(tsw_parameter_view, states), 48);
+    assert_eq!(size_of::<tsw_partition>(), 112);
+    assert_eq!(offset_of!(tsw_partition, path), 80);
 }

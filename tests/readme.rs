@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The README's code blocks in one language.
@@ -20,18 +21,14 @@ fn blocks(language: &str) -> Vec<String> {
         .collect()
 }
 
-#[test]
-fn the_program_of_the_readme_runs() {
-    let program = blocks("c").remove(0);
-    assert!(
-        program.lines().count() <= 42,
-        "the program is to be a short one"
-    );
-    let directory = common::directory();
-    let source = directory.path().join("program.c");
+/// Compiles a program of the README as its readers would; it is to be a short one.
+fn compiled(program: &str, directory: &Path, lines_max: usize) -> PathBuf {
+    let lines = program.lines().count();
+    assert!(lines <= lines_max, "the program has {lines} lines");
+    let source = directory.join("program.c");
     std::fs::write(&source, program).unwrap();
     let library = common::libraries().shared.parent().unwrap();
-    let executable = directory.path().join("program");
+    let executable = directory.join("program");
     let mut compile = common::compiler(false);
     compile
         .args(["-std=c11", "-Wall", "-Wextra", "-Werror"])
@@ -42,8 +39,24 @@ fn the_program_of_the_readme_runs() {
         .args(["-ltensorswap", "-o"])
         .arg(&executable);
     common::run(&mut compile);
-    let output = common::run(Command::new(&executable).current_dir(directory.path()));
+    executable
+}
+
+#[test]
+fn the_program_that_swaps_a_tensor_runs() {
+    let directory = common::directory();
+    let program = compiled(&blocks("c")[0], directory.path(), 42);
+    let output = common::run(Command::new(&program).current_dir(directory.path()));
     assert_eq!(output, "weights[999] = 999\n");
+}
+
+#[test]
+fn the_program_that_trains_goes_on_where_it_stopped() {
+    let directory = common::directory();
+    let program = compiled(&blocks("c")[1], directory.path(), 52);
+    let run = || common::run(Command::new(&program).current_dir(directory.path()));
+    assert_eq!(run(), "step 1: weights[0] = -0.5\n");
+    assert_eq!(run(), "step 2: weights[0] = -1.4375\n");
 }
 
 #[test]

@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use support::*;
+use tempfile::TempDir;
 use tensorswap::base::config::EngineOptions;
 use tensorswap::base::dtype::Dtype;
 use tensorswap::base::error::Status;
@@ -33,8 +34,21 @@ const BACKENDS: [&str; 2] = ["io_uring", "threads"];
 const MIB: usize = 1 << 20;
 const GUARD: u8 = 0xA5;
 
-fn with_faults(settings: &[(&str, &str)], plan: FaultPlan) -> Engine {
-    Engine::with_faults(&config(settings), plan).unwrap()
+/// An empty directory, and an engine of the backend with some further settings.
+fn setup(backend: &str, settings: &[(&str, &str)]) -> (TempDir, Engine) {
+    let settings = [settings, &[("backend", backend)]].concat();
+    (directory(), engine(&settings))
+}
+
+/// The same, with an engine on which faults strike.
+fn setup_with_faults(
+    backend: &str,
+    settings: &[(&str, &str)],
+    plan: FaultPlan,
+) -> (TempDir, Engine) {
+    let settings = [settings, &[("backend", backend)]].concat();
+    let engine = Engine::with_faults(&config(&settings), plan).unwrap();
+    (directory(), engine)
 }
 
 fn swapper(engine: &Engine, buffers: usize, len_bytes: u64) -> Swapper {
@@ -114,18 +128,16 @@ impl Drop for Mapping {
 fn a_short_transfer_is_never_reported_as_success() {
     for backend in BACKENDS {
         for direct in ["prefer", "off"] {
-            let directory = directory();
             let plan = FaultPlan {
                 seed: 11,
                 short_per_mille: 1000,
                 ..FaultPlan::default()
             };
-            let settings = [
-                ("backend", backend),
-                ("block_bytes", "64KiB"),
-                ("direct_io", direct),
-            ];
-            let engine = with_faults(&settings, plan);
+            let (directory, engine) = setup_with_faults(
+                backend,
+                &[("block_bytes", "64KiB"), ("direct_io", direct)],
+                plan,
+            );
             for len in [1, 511, 4096, 5600, 200_000, MIB + 100] {
                 let name = path(directory.path(), "short");
                 let bytes = pattern(len, len as u64);
@@ -150,8 +162,7 @@ fn a_short_transfer_is_never_reported_as_success() {
 #[test]
 fn a_file_cut_behind_the_engine_is_an_error_of_the_read() {
     for backend in BACKENDS {
-        let directory = directory();
-        let engine = engine(&[("backend", backend)]);
+        let (directory, engine) = setup(backend, &[]);
         let name = path(directory.path(), "cut");
         assert_eq!(
             write(&engine, &name, &pattern(300_000, 1), 0).outcome,
@@ -176,8 +187,7 @@ fn a_tensor_longer_than_one_system_call_moves_is_cut_into_several() {
     let refused = large.set("block_bytes", "2GiB").is_err();
     assert!(refused || EngineOptions::from_config(&large).is_err());
     for backend in BACKENDS {
-        let directory = directory();
-        let engine = engine(&[("backend", backend), ("block_bytes", "256KiB")]);
+        let (directory, engine) = setup(backend, &[("block_bytes", "256KiB")]);
         let buffer = engine.allocate_buffer(4 * MIB as u64).unwrap();
         Random(2).fill(bytes_of(&buffer));
         let name = path(directory.path(), "cut");
@@ -203,8 +213,7 @@ fn a_tensor_longer_than_one_system_call_moves_is_cut_into_several() {
 fn offsets_and_lengths_beyond_4_gib_do_not_overflow() {
     const FAR: u64 = 5 << 30;
     for backend in BACKENDS {
-        let directory = directory();
-        let engine = engine(&[("backend", backend)]);
+        let (directory, engine) = setup(backend, &[]);
         let far = path(directory.path(), "far");
         let bytes = pattern(MIB, 3);
         let done = write(&engine, &far, &bytes, FAR);
@@ -247,8 +256,7 @@ fn offsets_and_lengths_beyond_4_gib_do_not_overflow() {
 
 /// Moves a tensor that is nearly all zeros, with marks where arithmetic could go wrong.
 fn huge_tensor(backend: &str, block_bytes: &str, len: usize) {
-    let directory = directory();
-    let engine = engine(&[("backend", backend), ("block_bytes", block_bytes)]);
+    let (directory, engine) = setup(backend, &[("block_bytes", block_bytes)]);
     let name = path(directory.path(), "huge");
     let mut source = Mapping::new(len);
     let marks: Vec<usize> = [0, 1 << 30, 0x7FFF_F000, 1 << 31, 1 << 32, len - 9]
@@ -280,19 +288,17 @@ fn huge_tensor(backend: &str, block_bytes: &str, len: usize) {
 #[test]
 fn a_completion_of_a_failed_batch_is_not_credited_to_the_next() {
     for backend in BACKENDS {
-        let directory = directory();
         let plan = FaultPlan {
             seed: 4,
             eio_per_mille: 60,
             delay_per_mille: 500,
             ..FaultPlan::default()
         };
-        let settings = [
-            ("backend", backend),
-            ("block_bytes", "4096"),
-            ("queue_depth", "4"),
-        ];
-        let engine = with_faults(&settings, plan);
+        let (directory, engine) = setup_with_faults(
+            backend,
+            &[("block_bytes", "4096"), ("queue_depth", "4")],
+            plan,
+        );
         let (mut failed, mut succeeded) = (0, 0);
         for round in 0..60_u64 {
             // Many operations of the first are in flight when one of them fails.
@@ -339,7 +345,6 @@ fn a_completion_of_a_failed_batch_is_not_credited_to_the_next() {
 fn a_staging_buffer_is_not_given_out_again_while_it_is_being_written() {
     for backend in BACKENDS {
         for buffers in [1, 2] {
-            let directory = directory();
             // Transfers that are done again or continued later take from the buffer once more.
             let plan = FaultPlan {
                 seed: 5 + buffers as u64,
@@ -348,12 +353,11 @@ fn a_staging_buffer_is_not_given_out_again_while_it_is_being_written() {
                 delay_per_mille: 500,
                 ..FaultPlan::default()
             };
-            let settings = [
-                ("backend", backend),
-                ("block_bytes", "8KiB"),
-                ("queue_depth", "4"),
-            ];
-            let engine = with_faults(&settings, plan);
+            let (directory, engine) = setup_with_faults(
+                backend,
+                &[("block_bytes", "8KiB"), ("queue_depth", "4")],
+                plan,
+            );
             let swapper = swapper(&engine, buffers, 64 << 10);
             let mut random = Random(5);
             let mut expected = Vec::new();
@@ -379,7 +383,6 @@ fn a_staging_buffer_is_not_given_out_again_while_it_is_being_written() {
 #[test]
 fn memory_of_a_cancelled_read_is_not_written_after_its_end() {
     for backend in BACKENDS {
-        let directory = directory();
         let plan = FaultPlan {
             seed: 6,
             short_per_mille: 300,
@@ -387,12 +390,11 @@ fn memory_of_a_cancelled_read_is_not_written_after_its_end() {
             delay_per_mille: 500,
             ..FaultPlan::default()
         };
-        let settings = [
-            ("backend", backend),
-            ("block_bytes", "4096"),
-            ("queue_depth", "8"),
-        ];
-        let engine = with_faults(&settings, plan);
+        let (directory, engine) = setup_with_faults(
+            backend,
+            &[("block_bytes", "4096"), ("queue_depth", "8")],
+            plan,
+        );
         let name = path(directory.path(), "read");
         let content = vec![7; 256 << 10];
         assert_eq!(write(&engine, &name, &content, 0).outcome, Ok(()));
@@ -417,7 +419,6 @@ fn memory_of_a_cancelled_read_is_not_written_after_its_end() {
 #[test]
 fn a_list_is_taken_whole_or_not_at_all() {
     for backend in BACKENDS {
-        let directory = directory();
         let plan = FaultPlan {
             seed: 7,
             retry_per_mille: 300,
@@ -425,14 +426,16 @@ fn a_list_is_taken_whole_or_not_at_all() {
             ..FaultPlan::default()
         };
         // Far more operations and files than there is room for at once.
-        let settings = [
-            ("backend", backend),
-            ("block_bytes", "4096"),
-            ("queue_depth", "2"),
-            ("open_files_max", "3"),
-            ("tickets_max", "1"),
-        ];
-        let engine = with_faults(&settings, plan);
+        let (directory, engine) = setup_with_faults(
+            backend,
+            &[
+                ("block_bytes", "4096"),
+                ("queue_depth", "2"),
+                ("open_files_max", "3"),
+                ("tickets_max", "1"),
+            ],
+            plan,
+        );
         let mut random = Random(7);
         let mut memory: Vec<Vec<u8>> = (0..120).map(|_| random.bytes(9000)).collect();
         let names: Vec<CString> = (0..120)
@@ -475,8 +478,7 @@ fn a_list_is_taken_whole_or_not_at_all() {
 #[test]
 fn an_error_of_one_request_is_not_reported_by_another() {
     for backend in BACKENDS {
-        let directory = directory();
-        let engine = engine(&[("backend", backend)]);
+        let (directory, engine) = setup(backend, &[]);
         for round in 0..50 {
             let mut good = pattern(50_000, round);
             let mut bad = pattern(50_000, round + 1000);
@@ -516,7 +518,6 @@ fn an_error_of_one_request_is_not_reported_by_another() {
 #[test]
 fn memory_of_a_write_is_not_released_before_its_end_nor_lost_when_it_fails() {
     for backend in BACKENDS {
-        let directory = directory();
         let plan = FaultPlan {
             seed: 8,
             eio_per_mille: 20,
@@ -525,12 +526,11 @@ fn memory_of_a_write_is_not_released_before_its_end_nor_lost_when_it_fails() {
             delay_per_mille: 500,
             ..FaultPlan::default()
         };
-        let settings = [
-            ("backend", backend),
-            ("block_bytes", "4096"),
-            ("queue_depth", "4"),
-        ];
-        let engine = with_faults(&settings, plan);
+        let (directory, engine) = setup_with_faults(
+            backend,
+            &[("block_bytes", "4096"), ("queue_depth", "4")],
+            plan,
+        );
         let mut failed = 0;
         for round in 0..40 {
             let content = pattern(64 << 10, round);
@@ -577,13 +577,7 @@ fn waiting_for_reads_does_not_wait_for_writes() {
     // than thousands of operations take; a defect would hold it back in all of them.
     const ROUNDS_MAX: usize = 10;
     for backend in BACKENDS {
-        let directory = directory();
-        let settings = [
-            ("backend", backend),
-            ("block_bytes", "4096"),
-            ("queue_depth", "1"),
-        ];
-        let engine = engine(&settings);
+        let (directory, engine) = setup(backend, &[("block_bytes", "4096"), ("queue_depth", "1")]);
         let small = path(directory.path(), "small");
         let large = path(directory.path(), "large");
         let content = pattern(8192, 1);
@@ -630,11 +624,10 @@ fn direct_io_accepted_at_the_open_and_refused_at_the_write_falls_back() {
         ..FaultPlan::default()
     };
     for backend in BACKENDS {
-        let directory = directory();
+        let (directory, engine) = setup_with_faults(backend, &[], plan);
         if !has_direct_io(directory.path()) {
             return;
         }
-        let engine = with_faults(&[("backend", backend)], plan);
         let bytes = pattern(3 * MIB + 100, 10);
         let name = path(directory.path(), "t");
         assert_eq!(write(&engine, &name, &bytes, 0).outcome, Ok(()));
@@ -644,7 +637,7 @@ fn direct_io_accepted_at_the_open_and_refused_at_the_write_falls_back() {
         assert_eq!(done.outcome, Ok(()));
         assert!(back == bytes);
 
-        let strict = with_faults(&[("backend", backend), ("direct_io", "require")], plan);
+        let (_, strict) = setup_with_faults(backend, &[("direct_io", "require")], plan);
         let done = write(&strict, &path(directory.path(), "strict"), &bytes, 0);
         let error = done.outcome.unwrap_err();
         assert_eq!(error.os_error(), libc::EINVAL);
@@ -680,12 +673,10 @@ fn cached_pages(file: &Path) -> usize {
 #[test]
 fn the_page_cache_does_not_grow_with_direct_io() {
     for backend in BACKENDS {
-        let directory = directory();
+        let (directory, engine) = setup(backend, &[("direct_io", "require")]);
         if !has_direct_io(directory.path()) {
             return;
         }
-        let settings = [("backend", backend), ("direct_io", "require")];
-        let engine = engine(&settings);
         // Also where memory must be copied to be aligned.
         for skew in [0, 1] {
             let mut memory = Mapping::new(8 * MIB + 4096);
@@ -719,8 +710,7 @@ fn the_page_cache_does_not_grow_with_direct_io() {
 #[test]
 fn a_read_does_not_run_over_the_memory_it_was_given() {
     for backend in BACKENDS {
-        let directory = directory();
-        let engine = engine(&[("backend", backend)]);
+        let (directory, engine) = setup(backend, &[]);
         let content = pattern(200_000, 13);
         let name = path(directory.path(), "t");
         assert_eq!(write(&engine, &name, &content, 0).outcome, Ok(()));
@@ -751,13 +741,11 @@ fn a_read_does_not_run_over_the_memory_it_was_given() {
 #[test]
 fn an_aligned_length_at_a_misaligned_address_is_moved() {
     for backend in BACKENDS {
-        let directory = directory();
+        let (directory, engine) = setup(backend, &[("direct_io", "require")]);
         if !has_direct_io(directory.path()) {
             return;
         }
         // Falling back to the page cache is not the way out.
-        let settings = [("backend", backend), ("direct_io", "require")];
-        let engine = engine(&settings);
         for skew in [1, 8, 64, 511] {
             let len = 2 * MIB;
             let name = path(directory.path(), "t");
@@ -780,13 +768,12 @@ fn an_aligned_length_at_a_misaligned_address_is_moved() {
 #[test]
 fn full_storage_is_told_as_such_and_the_engine_goes_on() {
     for backend in BACKENDS {
-        let directory = directory();
         let plan = FaultPlan {
             seed: 14,
             enospc_per_mille: 1000,
             ..FaultPlan::default()
         };
-        let full = with_faults(&[("backend", backend)], plan);
+        let (directory, full) = setup_with_faults(backend, &[], plan);
         let bytes = pattern(300_000, 14);
         let done = write(&full, &path(directory.path(), "full"), &bytes, 0);
         let error = done.outcome.unwrap_err();
@@ -816,8 +803,7 @@ fn full_storage_is_told_as_such_and_the_engine_goes_on() {
             enospc_per_mille: 500,
             ..FaultPlan::default()
         };
-        let settings = [("backend", backend), ("block_bytes", "128KiB")];
-        let nearly = with_faults(&settings, plan);
+        let (_, nearly) = setup_with_faults(backend, &[("block_bytes", "128KiB")], plan);
         let name = path(directory.path(), "nearly");
         let mut refused = 0;
         while write(&nearly, &name, &bytes, 0).outcome.is_err() {
@@ -838,8 +824,7 @@ fn a_file_system_without_fallocate_is_written_all_the_same() {
     };
     for backend in BACKENDS {
         for direct in ["prefer", "off"] {
-            let directory = directory();
-            let engine = with_faults(&[("backend", backend), ("direct_io", direct)], plan);
+            let (directory, engine) = setup_with_faults(backend, &[("direct_io", direct)], plan);
             for len in [0, 1, 4096, 5600, 3 * MIB + 7] {
                 for offset in [0, 513, 100_000] {
                     let file = format!("t{len}-{offset}");
@@ -864,9 +849,7 @@ fn a_file_system_without_fallocate_is_written_all_the_same() {
 fn no_descriptor_is_leaked_by_any_operation() {
     const OPEN_FILES_MAX: usize = 8;
     for backend in BACKENDS {
-        let directory = directory();
-        let settings = [("backend", backend), ("open_files_max", "8")];
-        let engine = engine(&settings);
+        let (directory, engine) = setup(backend, &[("open_files_max", "8")]);
         let swapper = swapper(&engine, 2, 64 << 10);
         let mut bytes = pattern(600, 16);
         for number in 0..1000 {
@@ -906,8 +889,7 @@ fn no_descriptor_is_leaked_by_any_operation() {
 fn waiting_with_nothing_queued_returns_at_once() {
     let nothing = Some(Duration::ZERO);
     for backend in BACKENDS {
-        let directory = directory();
-        let engine = engine(&[("backend", backend)]);
+        let (directory, engine) = setup(backend, &[]);
         let swapper = swapper(&engine, 1, 64 << 10);
         let name = path(directory.path(), "t");
         let mut bytes = pattern(5000, 17);
@@ -947,8 +929,7 @@ fn waiting_with_nothing_queued_returns_at_once() {
 #[test]
 fn a_name_too_long_for_the_file_system_is_an_error_and_no_more() {
     for backend in BACKENDS {
-        let directory = directory();
-        let engine = engine(&[("backend", backend)]);
+        let (directory, engine) = setup(backend, &[]);
         let swapper = swapper(&engine, 1, 64 << 10);
         let mut bytes = pattern(5000, 18);
         let fits = path(directory.path(), &"n".repeat(255));
@@ -981,11 +962,10 @@ fn a_name_too_long_for_the_file_system_is_an_error_and_no_more() {
 #[test]
 fn a_pointer_inside_a_registered_region_is_recognized() {
     for backend in BACKENDS {
-        let directory = directory();
+        let (directory, engine) = setup(backend, &[]);
         if !has_direct_io(directory.path()) {
             return;
         }
-        let engine = engine(&[("backend", backend)]);
         let owned = engine.allocate_buffer(4 * MIB as u64).unwrap();
         let foreign = Mapping::new(4 * MIB);
         let registered =
@@ -1034,13 +1014,8 @@ fn a_pointer_inside_a_registered_region_is_recognized() {
 fn the_queue_depth_that_is_configured_is_reached() {
     for backend in BACKENDS {
         for depth in ["1", "7", "32"] {
-            let directory = directory();
-            let settings = [
-                ("backend", backend),
-                ("queue_depth", depth),
-                ("block_bytes", "64KiB"),
-            ];
-            let engine = engine(&settings);
+            let (directory, engine) =
+                setup(backend, &[("queue_depth", depth), ("block_bytes", "64KiB")]);
             let buffer = engine.allocate_buffer(8 * MIB as u64).unwrap();
             Random(25).fill(bytes_of(&buffer));
             let content = bytes_of(&buffer).to_vec();
@@ -1064,8 +1039,7 @@ fn the_queue_depth_that_is_configured_is_reached() {
 fn a_tensor_larger_than_any_buffer_is_swapped() {
     for backend in BACKENDS {
         for (buffers, len_bytes) in [(1, 4096), (1, 70_000), (3, 100_001)] {
-            let directory = directory();
-            let engine = engine(&[("backend", backend)]);
+            let (directory, engine) = setup(backend, &[]);
             let swapper = swapper(&engine, buffers, len_bytes);
             let mut bytes = pattern(600_000 + 13, len_bytes);
             for offset in [0, 777] {
@@ -1087,13 +1061,12 @@ fn a_tensor_larger_than_any_buffer_is_swapped() {
 #[test]
 fn buffers_that_run_out_in_the_middle_are_waited_for() {
     for backend in BACKENDS {
-        let directory = directory();
         let plan = FaultPlan {
             seed: 27,
             delay_per_mille: 700,
             ..FaultPlan::default()
         };
-        let engine = with_faults(&[("backend", backend)], plan);
+        let (directory, engine) = setup_with_faults(backend, &[], plan);
         let swapper = swapper(&engine, 1, 16 << 10);
         let mut memory: Vec<Vec<u8>> = (0..64).map(|seed| pattern(5000, seed)).collect();
         let names: Vec<CString> = (0..64)
@@ -1132,7 +1105,6 @@ fn values_never_come_back_wrong_without_an_error() {
     const FILES: usize = 24;
     for backend in BACKENDS {
         for direct in ["prefer", "off"] {
-            let directory = directory();
             let plan = FaultPlan {
                 seed: 32,
                 short_per_mille: 100,
@@ -1141,12 +1113,11 @@ fn values_never_come_back_wrong_without_an_error() {
                 delay_per_mille: 300,
                 ..FaultPlan::default()
             };
-            let settings = [
-                ("backend", backend),
-                ("direct_io", direct),
-                ("block_bytes", "16KiB"),
-            ];
-            let engine = with_faults(&settings, plan);
+            let (directory, engine) = setup_with_faults(
+                backend,
+                &[("direct_io", direct), ("block_bytes", "16KiB")],
+                plan,
+            );
             let swapper = swapper(&engine, 3, 50_000);
             let mut random = Random(32);
             // What a file holds; nothing where a write of it has failed.

@@ -4,50 +4,22 @@
     clippy::unwrap_used,
     clippy::undocumented_unsafe_blocks,
     clippy::cast_possible_truncation,
-    clippy::print_stderr,
     reason = "a test"
 )]
 
-use std::collections::HashMap;
-use std::ffi::CString;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+mod support;
 
+use std::collections::HashMap;
+
+use support::*;
 use tensorswap::base::config::Config;
 use tensorswap::base::dtype::Dtype;
 use tensorswap::base::error::Status;
-use tensorswap::io::tensor::KEEP_LENGTH;
 use tensorswap::io::{Engine, FaultPlan, Tensor};
 use tensorswap::swapper::Swapper;
 
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 16) as usize % bound
-    }
-
-    fn bytes(&mut self, len: usize) -> Vec<u8> {
-        (0..len).map(|_| self.below(256) as u8).collect()
-    }
-}
-
-fn engine(backend: &str) -> Engine {
-    let mut config = Config::new();
-    config.set("backend", backend).unwrap();
-    config.set("block_bytes", "64KiB").unwrap();
-    Engine::new(&config).unwrap()
-}
-
-fn path(directory: &Path, name: &str) -> CString {
-    CString::new(directory.join(name).as_os_str().as_bytes()).unwrap()
-}
-
-fn tensor(bytes: &mut [u8]) -> Tensor {
-    unsafe { Tensor::new(bytes.as_mut_ptr(), bytes.len() as u64, Dtype::Bytes) }.unwrap()
+fn small_blocks(backend: &str) -> Engine {
+    engine(&[("backend", backend), ("block_bytes", "64KiB")])
 }
 
 fn with_buffers(engine: &Engine, count: usize, len_bytes: u64) -> Swapper {
@@ -61,34 +33,30 @@ fn with_buffers(engine: &Engine, count: usize, len_bytes: u64) -> Swapper {
 
 /// Random swap-outs and swap-ins give what a map of byte vectors gives.
 fn random_walk(backend: &str, seed: u64, steps: usize) {
-    let directory = tempfile::tempdir_in(".").unwrap();
-    let engine = engine(backend);
-    let mut dice = Dice(seed | 1);
+    let directory = directory();
+    let engine = small_blocks(backend);
+    let mut random = Random(seed);
     let swapper = with_buffers(
         &engine,
-        1 + dice.below(3),
-        20_000 + dice.below(300_000) as u64,
+        1 + random.below(3),
+        20_000 + random.below(300_000) as u64,
     );
     let mut files: HashMap<usize, Vec<u8>> = HashMap::new();
     for step in 0..steps {
-        let file = dice.below(6);
+        let file = random.below(6);
         let name = path(directory.path(), &format!("f{file}"));
-        match dice.below(10) {
+        match random.below(10) {
             0..=5 => {
-                let len = [0, 1, 100, 4096, 5600, 65_536, 700_000][dice.below(7)];
-                let offset = [0, 0, 0, 513, 4096, 100_000][dice.below(6)];
-                let keep = dice.below(4) == 0;
-                let mut bytes = dice.bytes(len);
-                let flags = if keep { KEEP_LENGTH } else { 0 };
-                let out = tensor(&mut bytes)
-                    .at(offset)
-                    .unwrap()
-                    .with_flags(flags)
-                    .unwrap();
+                let len = [0, 1, 100, 4096, 5600, 65_536, 700_000][random.below(7)];
+                let offset = [0, 0, 0, 513, 4096, 100_000][random.below(6)];
+                let keeps = random.one_in(4);
+                let mut bytes = random.bytes(len);
+                let out = tensor(&mut bytes, offset);
+                let out = if keeps { keep(out) } else { out };
                 swapper.swap_out(&[out], &[&name]).unwrap();
                 let content = files.entry(file).or_default();
                 let end = offset as usize + len;
-                if content.len() < end || (offset == 0 && !keep) {
+                if content.len() < end || (offset == 0 && !keeps) {
                     content.resize(end, 0);
                 }
                 content[offset as usize..end].copy_from_slice(&bytes);
@@ -99,17 +67,17 @@ fn random_walk(backend: &str, seed: u64, steps: usize) {
                 let Some(content) = files.get(&file) else {
                     continue;
                 };
-                let offset = dice.below(content.len() + 1);
-                let len = dice.below(content.len() - offset + 1);
+                let offset = random.below(content.len() + 1);
+                let len = random.below(content.len() - offset + 1);
                 let mut back = vec![0xAA; len];
-                let into = tensor(&mut back).at(offset as u64).unwrap();
+                let into = tensor(&mut back, offset as u64);
                 swapper.swap_in(&[into], &[&name]).unwrap();
                 assert!(
                     back == content[offset..offset + len],
                     "{backend} {seed} step {step}"
                 );
             }
-            _ => match dice.below(3) {
+            _ => match random.below(3) {
                 0 => swapper.flush(None).unwrap(),
                 1 => swapper.submit().unwrap(),
                 _ => {
@@ -142,16 +110,18 @@ fn random_swaps_equal_a_model_of_files() {
 
 #[test]
 fn a_tensor_larger_than_all_buffers_is_split_over_them() {
-    let directory = tempfile::tempdir_in(".").unwrap();
-    let engine = engine("io_uring");
+    let directory = directory();
+    let engine = small_blocks("io_uring");
     let swapper = with_buffers(&engine, 2, 1 << 20);
-    let mut bytes = Dice(5).bytes((9 << 20) + 100);
+    let mut bytes = Random(5).bytes((9 << 20) + 100);
     let name = path(directory.path(), "large");
     for _ in 0..2 {
-        swapper.swap_out(&[tensor(&mut bytes)], &[&name]).unwrap();
+        swapper
+            .swap_out(&[tensor(&mut bytes, 0)], &[&name])
+            .unwrap();
     }
     let mut back = vec![0; bytes.len()];
-    swapper.swap_in(&[tensor(&mut back)], &[&name]).unwrap();
+    swapper.swap_in(&[tensor(&mut back, 0)], &[&name]).unwrap();
     assert!(back == bytes);
     swapper.flush(None).unwrap();
     assert!(std::fs::read(directory.path().join("large")).unwrap() == bytes);
@@ -160,7 +130,7 @@ fn a_tensor_larger_than_all_buffers_is_split_over_them() {
 
 #[test]
 fn a_failed_write_is_reported_by_flush_and_by_later_reads_and_the_buffers_come_back() {
-    let directory = tempfile::tempdir_in(".").unwrap();
+    let directory = directory();
     let plan = FaultPlan {
         seed: 1,
         eio_per_mille: 1000,
@@ -170,11 +140,13 @@ fn a_failed_write_is_reported_by_flush_and_by_later_reads_and_the_buffers_come_b
     let swapper = with_buffers(&engine, 2, 1 << 20);
     let mut bytes = vec![7; 100_000];
     let name = path(directory.path(), "bad");
-    swapper.swap_out(&[tensor(&mut bytes)], &[&name]).unwrap();
+    swapper
+        .swap_out(&[tensor(&mut bytes, 0)], &[&name])
+        .unwrap();
     let error = swapper.flush(None).unwrap_err();
     assert_eq!(error.status(), Status::Io);
     assert!(error.to_string().contains("bad"), "{error}");
-    assert!(swapper.swap_in(&[tensor(&mut bytes)], &[&name]).is_err());
+    assert!(swapper.swap_in(&[tensor(&mut bytes, 0)], &[&name]).is_err());
     assert_eq!(swapper.flush(None), Ok(()));
     let (buffers, flushed) = swapper.release_buffers();
     assert_eq!((buffers.len(), flushed), (2, Ok(())));
@@ -183,12 +155,12 @@ fn a_failed_write_is_reported_by_flush_and_by_later_reads_and_the_buffers_come_b
 
 #[test]
 fn misuse_is_refused_and_leaves_the_swapper_usable() {
-    let directory = tempfile::tempdir_in(".").unwrap();
-    let engine = engine("io_uring");
+    let directory = directory();
+    let engine = small_blocks("io_uring");
     let swapper = Swapper::new(&engine, None).unwrap();
     let name = path(directory.path(), "t");
     let mut bytes = vec![1_u8; 4096];
-    let out = tensor(&mut bytes);
+    let out = tensor(&mut bytes, 0);
     let status = |result: Result<(), tensorswap::base::error::Error>| result.unwrap_err().status();
     assert_eq!(
         status(swapper.swap_out(&[out], &[&name])),

@@ -12,9 +12,11 @@
 
 mod common;
 mod support;
+mod training;
 
 use std::ffi::CString;
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -25,6 +27,7 @@ use tensorswap::io::Engine;
 use tensorswap::swapper::Swapper;
 
 use support::{Random, keep, path, pattern, read, tensor, wait, write};
+use training::Model;
 
 // ---- file systems ----
 
@@ -392,6 +395,99 @@ fn a_file_system_out_of_inodes_recovers_when_files_are_deleted() {
     let (back, done) = read(&engine, &name, pool.len(), 0);
     assert_eq!(done.outcome, Ok(()));
     assert!(back == pool);
+}
+
+/// Takes every block that is left; what was reserved for other files is theirs.
+fn fill(file: &Path) {
+    let mut file = std::fs::File::create(file).unwrap();
+    let chunk = pattern(1 << 20, 3);
+    for len in [1 << 20, 4096, 4096, 4096] {
+        let error = loop {
+            if let Err(error) = file.write_all(&chunk[..len]) {
+                break error;
+            }
+        };
+        assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+        // Blocks that were put aside for allocations to come are free after this.
+        let _ = file.sync_all();
+    }
+}
+
+/// What is registered has its space: on a full file system it trains and commits. What is not is
+/// refused, and so are commits once the log's own space is used up, until there is room again.
+fn trains_on_a_full_file_system(kind: &str, size_bytes: u64) {
+    let Some(mount) = Mount::new(kind, size_bytes, &[]) else {
+        return;
+    };
+    let engine = support::engine(&[]);
+    let mut model = Model::new(&training::F32);
+    for (id, numel) in [1, 60_000, 300_000].into_iter().enumerate() {
+        model.add(id as u64, numel);
+    }
+    let start =
+        |sync, model: &Model| training::open(&engine, &mount.point, &[("sync", sync)], model);
+    let optimizer = start("commit", &model);
+    training::initialize(&optimizer, &mut model, 1);
+    for id in 0..3 {
+        let slope = training::values(model.records[&id].numel, id);
+        training::give_gradient(&optimizer, &mut model, id, 0, (&slope, Dtype::F32), false);
+    }
+    training::step(&optimizer, &mut model, None, 1, &|_| false);
+    optimizer.commit().unwrap();
+
+    let refuses_more = || {
+        let data = mount.point.join("rank0/data");
+        let blocks = std::fs::metadata(&data).unwrap().blocks();
+        let error = optimizer.add_parameter(9, None, size_bytes).unwrap_err();
+        assert_no_space(&error, data.to_str().unwrap());
+        let text = error.to_string();
+        assert!(
+            text.contains("bytes needed, ") && text.contains(" free"),
+            "{text}"
+        );
+        assert_eq!(optimizer.parameters_len(), 3);
+        // The attempt has taken nothing.
+        assert_eq!(std::fs::metadata(&data).unwrap().blocks(), blocks);
+    };
+    refuses_more();
+    let filling = mount.point.join("filling");
+    fill(&filling);
+    refuses_more();
+    for _ in 0..3 {
+        training::step(&optimizer, &mut model, None, 1, &|_| false);
+        optimizer.commit().unwrap();
+    }
+    drop(optimizer);
+
+    let optimizer = start("none", &model);
+    training::verify(&optimizer, &model, "opened on a full file system");
+    training::step(&optimizer, &mut model, None, 1, &|_| false);
+    let error = (0..100).find_map(|_| {
+        // The most that a commit can add to the log.
+        optimizer.set_user_data(&[7; 1 << 20]).unwrap();
+        optimizer.commit().err()
+    });
+    assert_no_space(
+        &error.unwrap(),
+        mount.point.join("rank0/log").to_str().unwrap(),
+    );
+    training::step(&optimizer, &mut model, None, 1, &|_| false);
+    training::verify(&optimizer, &model, "after a commit without space");
+    assert_eq!(optimizer.commit().unwrap_err().status(), Status::NoSpace);
+    std::fs::remove_file(filling).unwrap();
+    optimizer.commit().unwrap();
+    drop(optimizer);
+    training::verify(&start("commit", &model), &model, "with space again");
+}
+
+#[test]
+fn an_optimizer_trains_and_commits_on_a_full_ext4() {
+    trains_on_a_full_file_system("ext4", 48 * MIB);
+}
+
+#[test]
+fn an_optimizer_trains_and_commits_on_a_full_xfs() {
+    trains_on_a_full_file_system("xfs", 300 * MIB);
 }
 
 #[test]

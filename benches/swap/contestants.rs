@@ -2,14 +2,9 @@
 
 use std::io::Result;
 
-use crate::data::{Area, Files};
-
-/// Which way data moves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Direction {
-    Out,
-    In,
-}
+use crate::common::area::Area;
+pub(crate) use crate::common::ring::Direction;
+use crate::data::Files;
 
 /// One contestant's work in one round.
 #[derive(Debug)]

@@ -5,8 +5,8 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
+use crate::common::area::Area;
 use crate::contestants::{Contestant, Direction, Job};
-use crate::data::Area;
 
 /// Kinds of memory, best first.
 const MEMORY: [&str; 3] = ["mmaphuge", "shmhuge", "malloc"];

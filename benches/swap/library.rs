@@ -9,8 +9,8 @@ use tensorswap::io::{Engine, Tensor};
 use tensorswap::memory::Buffer;
 use tensorswap::swapper::Swapper;
 
+use crate::common::area::Area;
 use crate::contestants::{Contestant, Direction, Job};
-use crate::data::Area;
 
 /// How an engine of the library comes to a turn.
 #[derive(Debug, Clone)]

@@ -1,125 +1,78 @@
-//! The bare ring loop: what the drive gives to a program that does nothing else.
-//!
-//! One thread, one ring, files open in advance, blocks in order, refilled on each completion.
+//! The bare ring loop over the files of a scenario: open in advance, blocks in order.
 
 use std::fs::File;
 use std::io::{Error, Result};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use io_uring::{IoUring, opcode, squeue, types};
-
+use crate::common::area::Area;
+use crate::common::figures::cpu_seconds;
+use crate::common::ring::{BLOCK_BYTES, DEPTH, RingLoop, Transfer};
 use crate::contestants::{Contestant, Direction, Job};
-use crate::data::{Area, Files};
-use crate::round::cpu_seconds;
+use crate::data::Files;
 
-const BLOCK_BYTES: usize = 1 << 20;
-const DEPTH: u32 = 32;
 /// Files open at once; the clock stops while others are opened.
 const FILES_OPEN_MAX: usize = 4096;
 
 /// The loop and its memory.
 pub(crate) struct BareLoop {
-    ring: IoUring,
+    ring: RingLoop,
     files: Vec<File>,
-    /// Index of the first of these files.
-    first: usize,
     source: Area,
     target: Area,
-    /// Whether the kernel took the memory as registered buffers: 0 the source, 1 the target.
-    registered: bool,
 }
 
 impl BareLoop {
     pub(crate) fn new(source: Area, target: Area) -> Result<BareLoop> {
-        let ring = IoUring::builder()
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .build(DEPTH)?;
-        let vectors = [source, target].map(|area| libc::iovec {
-            iov_base: area.as_ptr().cast(),
-            iov_len: area.len(),
-        });
-        // SAFETY: both areas outlive the ring: the scenario owns them and drops them last.
-        let registered = unsafe { ring.submitter().register_buffers(&vectors) }.is_ok();
+        // The scenario owns both areas and drops them last.
         Ok(BareLoop {
-            ring,
+            ring: RingLoop::new(&[source, target])?,
             files: Vec::new(),
-            first: 0,
             source,
             target,
-            registered,
         })
-    }
-
-    /// One transfer of a whole block, or of what is left of the file.
-    fn entry(&self, job: &Job<'_>, block: usize) -> Result<squeue::Entry> {
-        let file_bytes = job.files.file_bytes;
-        let per_file = file_bytes.div_ceil(BLOCK_BYTES);
-        let (index, offset) = (block / per_file, block % per_file * BLOCK_BYTES);
-        let file = types::Fd(self.files[index - self.first].as_raw_fd());
-        let len = u32::try_from(BLOCK_BYTES.min(file_bytes - offset)).map_err(Error::other)?;
-        let area = match job.direction {
-            Direction::Out => self.source,
-            Direction::In => self.target,
-        };
-        let address = area.part(index, file_bytes).as_ptr().wrapping_add(offset);
-        let at = u64::try_from(offset).map_err(Error::other)?;
-        let entry = match (job.direction, self.registered) {
-            (Direction::Out, true) => opcode::WriteFixed::new(file, address, len, 0)
-                .offset(at)
-                .build(),
-            (Direction::Out, false) => opcode::Write::new(file, address, len).offset(at).build(),
-            (Direction::In, true) => opcode::ReadFixed::new(file, address, len, 1)
-                .offset(at)
-                .build(),
-            (Direction::In, false) => opcode::Read::new(file, address, len).offset(at).build(),
-        };
-        Ok(entry.user_data(u64::from(len)))
     }
 
     /// Moves all blocks of some files.
     fn transfer(&mut self, job: &Job<'_>, files: Range<usize>) -> Result<()> {
-        let per_file = job.files.file_bytes.div_ceil(BLOCK_BYTES);
-        let (mut next, end) = (files.start * per_file, files.end * per_file);
-        let mut in_flight = 0;
-        while next < end || in_flight > 0 {
-            while in_flight < DEPTH && next < end {
-                if job.new && next % per_file == 0 {
-                    self.create(job, next / per_file)?;
-                }
-                let entry = self.entry(job, next)?;
-                // SAFETY: the files and the memory stay until the loop has reaped everything.
-                unsafe { self.ring.submission().push(&entry) }.map_err(Error::other)?;
-                next += 1;
-                in_flight += 1;
+        let file_bytes = job.files.file_bytes;
+        let per_file = file_bytes.div_ceil(BLOCK_BYTES);
+        let (area, memory) = match job.direction {
+            Direction::Out => (0, self.source),
+            Direction::In => (1, self.target),
+        };
+        let opened = &mut self.files;
+        let mut blocks = files.start * per_file..files.end * per_file;
+        self.ring.run(&mut || {
+            let Some(block) = blocks.next() else {
+                return Ok(None);
+            };
+            let (index, offset) = (block / per_file, block % per_file * BLOCK_BYTES);
+            if job.new && offset == 0 {
+                opened.push(create(&job.files.paths[index], file_bytes)?);
             }
-            self.ring.submit_and_wait(1)?;
-            for completion in self.ring.completion() {
-                in_flight -= 1;
-                if i64::from(completion.result()) != completion.user_data().cast_signed() {
-                    return Err(Error::other(format!(
-                        "a transfer ended with {}",
-                        completion.result()
-                    )));
-                }
-            }
-        }
-        Ok(())
+            Ok(Some(Transfer {
+                direction: job.direction,
+                file: opened[index - files.start].as_raw_fd(),
+                file_offset: offset,
+                area,
+                address: memory.part(index, file_bytes).as_ptr().wrapping_add(offset),
+                len: BLOCK_BYTES.min(file_bytes - offset),
+            }))
+        })
     }
+}
 
-    /// A new file with its space reserved, which is the fastest way known to fill one.
-    fn create(&mut self, job: &Job<'_>, index: usize) -> Result<()> {
-        let file = Files::open(&job.files.paths[index], true)?;
-        let len = libc::off_t::try_from(job.files.file_bytes).map_err(Error::other)?;
-        // SAFETY: the descriptor is open for the call; no memory is involved.
-        if unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, len) } != 0 {
-            return Err(Error::last_os_error());
-        }
-        self.files.push(file);
-        Ok(())
+/// A new file with its space reserved, which is the fastest way known to fill one.
+fn create(path: &Path, file_bytes: usize) -> Result<File> {
+    let file = Files::open(path, true)?;
+    let len = libc::off_t::try_from(file_bytes).map_err(Error::other)?;
+    // SAFETY: the descriptor is open for the call; no memory is involved.
+    match unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, len) } {
+        0 => Ok(file),
+        _ => Err(Error::last_os_error()),
     }
 }
 
@@ -133,7 +86,6 @@ impl Contestant for BareLoop {
         for first in (0..job.files.paths.len()).step_by(FILES_OPEN_MAX) {
             let end = job.files.paths.len().min(first + FILES_OPEN_MAX);
             self.files.clear();
-            self.first = first;
             if !job.new {
                 let open = |path: &PathBuf| Files::open(path, false);
                 let paths = &job.files.paths[first..end];

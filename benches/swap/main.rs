@@ -10,6 +10,8 @@
 #![allow(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+#[path = "../common/mod.rs"]
+mod common;
 mod contestants;
 mod data;
 mod fio;

@@ -4,8 +4,8 @@ use std::fs::OpenOptions;
 use std::io::Result;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
+use crate::common::area::Area;
 use crate::contestants::{Contestant, Direction, Job};
-use crate::data::Area;
 
 /// One thread with `open`, `pwrite` or `pread`, and `close`.
 pub(crate) struct Plain {

@@ -1,11 +1,12 @@
 //! One contestant's turn: prepare, time, check.
 
 use std::io::{Error, Result};
-use std::mem::MaybeUninit;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use crate::common::area::Area;
+use crate::common::figures::cpu_seconds;
 use crate::contestants::{Contestant, Direction, Job};
-use crate::data::{Area, Files};
+use crate::data::Files;
 
 /// What a turn took.
 #[derive(Debug, Clone, Copy)]
@@ -32,23 +33,6 @@ impl Kind {
             Kind::In => "in",
         }
     }
-}
-
-/// Processor seconds of this process so far, all threads, user and kernel.
-pub(crate) fn cpu_seconds() -> f64 {
-    let mut usage = MaybeUninit::<libc::rusage>::zeroed();
-    // SAFETY: there is room for one `struct rusage`; zeroes are valid as well.
-    let usage = unsafe {
-        libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr());
-        usage.assume_init()
-    };
-    seconds_of(usage.ru_utime) + seconds_of(usage.ru_stime)
-}
-
-fn seconds_of(time: libc::timeval) -> f64 {
-    let whole = Duration::from_secs(u64::try_from(time.tv_sec).unwrap_or(0));
-    let micros = Duration::from_micros(u64::try_from(time.tv_usec).unwrap_or(0));
-    (whole + micros).as_secs_f64()
 }
 
 /// Lets a contestant do its work once. `content` is what the files hold before a swap-in.

@@ -5,8 +5,9 @@ use std::io::{Error, Result};
 use tensorswap::base::config::EngineOptions;
 use tensorswap::memory::PinnedMemory;
 
+use crate::common::area::Area;
 use crate::contestants::Contestant;
-use crate::data::{Area, Files};
+use crate::data::Files;
 use crate::fio::Fio;
 use crate::library::{Direct, Setting, Staged};
 use crate::limit::BareLoop;

@@ -1,8 +1,7 @@
 //! Medians, ratios, and how they are shown.
 
+use crate::common::figures::{GIB, median};
 use crate::round::Sample;
-
-const GIB: f64 = (1_u64 << 30) as f64;
 
 /// All rounds of one contestant in one scenario.
 #[derive(Debug)]
@@ -41,16 +40,6 @@ impl Row {
         let slowest = self.samples.iter().map(seconds).fold(0.0, f64::max);
         let fastest = self.samples.iter().map(seconds).fold(f64::MAX, f64::min);
         [self.median_seconds(), slowest, fastest].map(|seconds| count / seconds)
-    }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    match (values.len().is_multiple_of(2), values.get(middle)) {
-        (_, None) => f64::NAN,
-        (true, Some(upper)) => f64::midpoint(values[middle - 1], *upper),
-        (false, Some(value)) => *value,
     }
 }
 

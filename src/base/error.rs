@@ -159,6 +159,9 @@ pub enum Error {
     /// The tensor's element type is not the one agreed on: mend the call.
     #[error("{0}")]
     DtypeMismatch(String),
+    /// No parameter has this id: mend the call.
+    #[error("no parameter has the id {0}")]
+    UnknownParameter(u64),
     /// The ticket is not alive: do not use it again.
     #[error("ticket {0:#x} is not alive: never given out, or already delivered")]
     BadTicket(u64),
@@ -192,6 +195,21 @@ pub enum Error {
     /// What is stored is shorter than asked for: the file is not what the caller thinks.
     #[error("{0}")]
     SizeMismatch(Box<IoFailure>),
+    /// A store records something else than the caller declares: mend the declaration.
+    #[error("{0}")]
+    StoreMismatch(String),
+    /// What was read is not what was written: a torn, lost, misplaced or damaged write.
+    #[error("{0}")]
+    Checksum(Box<IoFailure>),
+    /// A file of the store is damaged, or is none of ours.
+    #[error("{0}")]
+    Corrupt(Box<IoFailure>),
+    /// Another process uses the store, or another object of this one.
+    #[error("{0}")]
+    Locked(Box<IoFailure>),
+    /// The budget of pinned memory is too small: the message names the bytes needed.
+    #[error("{0}")]
+    Budget(String),
     /// Memory could not be allocated: free some.
     #[error("{0}")]
     NoMemory(String),
@@ -247,6 +265,7 @@ impl Error {
             Error::NullArgument(_) => Status::NullArgument,
             Error::InvalidArgument(_) => Status::InvalidArgument,
             Error::DtypeMismatch(_) => Status::DtypeMismatch,
+            Error::UnknownParameter(_) => Status::UnknownParameter,
             Error::BadTicket(_) => Status::BadTicket,
             Error::Config(_) => Status::Config,
             Error::Forked => Status::Forked,
@@ -257,7 +276,11 @@ impl Error {
             Error::TimedOut(_) => Status::TimedOut,
             Error::Cancelled(_) => Status::Cancelled,
             Error::Io(failure) => status_of_errno(failure.errno),
-            Error::SizeMismatch(_) => Status::SizeMismatch,
+            Error::SizeMismatch(_) | Error::StoreMismatch(_) => Status::SizeMismatch,
+            Error::Checksum(_) => Status::Checksum,
+            Error::Corrupt(_) => Status::Corrupt,
+            Error::Locked(_) => Status::Locked,
+            Error::Budget(_) => Status::Budget,
             Error::NoMemory(_) => Status::NoMemory,
             Error::Memlock { .. } => Status::Memlock,
             Error::Unsupported { .. } => Status::Unsupported,
@@ -269,7 +292,11 @@ impl Error {
     #[must_use]
     pub fn os_error(&self) -> i32 {
         match self {
-            Error::Io(failure) | Error::SizeMismatch(failure) => failure.errno,
+            Error::Io(failure)
+            | Error::SizeMismatch(failure)
+            | Error::Checksum(failure)
+            | Error::Corrupt(failure)
+            | Error::Locked(failure) => failure.errno,
             Error::Memlock { errno, .. } | Error::Unsupported { errno, .. } => *errno,
             _ => 0,
         }

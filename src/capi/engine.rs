@@ -151,17 +151,14 @@ pub unsafe extern "C" fn tsw_engine_describe(
     cap: usize,
 ) -> usize {
     // SAFETY: the caller's handle and room.
-    unsafe {
-        guard::value(engine, 0, |engine| {
-            Ok(text::output(&engine.engine.describe(), buf, cap))
-        })
-    }
+    unsafe { text_of(engine, Engine::describe, buf, cap) }
 }
 
-/// Write the figures of the engine and of its swappers as text for Prometheus, and return its
-/// length.
+/// Write the figures of the engine, its swappers and its optimizers as text for Prometheus, and
+/// return its length.
 ///
-/// The swappers of an engine are told apart by the label `swapper`, counted from 0.
+/// The swappers of an engine are told apart by the label `swapper`, its optimizers by the label
+/// `optimizer`, each counted from 0.
 ///
 /// At most `cap` bytes are written, with the NUL; the length returned is that of the whole text
 /// without the NUL, as with snprintf. `buf` may be NULL where `cap` is 0. The text may have grown by
@@ -175,9 +172,23 @@ pub unsafe extern "C" fn tsw_engine_prometheus(
     cap: usize,
 ) -> usize {
     // SAFETY: the caller's handle and room.
+    unsafe { text_of(engine, Engine::prometheus, buf, cap) }
+}
+
+/// Puts a text about the engine into the caller's room, and returns the length it needs.
+///
+/// # Safety
+/// `engine` is NULL or a live handle; `buf` is NULL or has room for `cap` bytes.
+unsafe fn text_of(
+    engine: *const tsw_engine,
+    tell: fn(&Engine) -> String,
+    buf: *mut c_char,
+    cap: usize,
+) -> usize {
+    // SAFETY: this function's contract.
     unsafe {
         guard::value(engine, 0, |engine| {
-            Ok(text::output(&engine.engine.prometheus(), buf, cap))
+            Ok(text::output(&tell(&engine.engine), buf, cap))
         })
     }
 }

@@ -44,10 +44,15 @@ impl Failure {
         Error::invalid(message).into()
     }
 
-    /// The same, with the place in the caller's list in front.
-    pub(super) fn at(mut self, list: &str, index: usize) -> Failure {
-        self.message = format!("{list}[{index}]: {}", self.message);
+    /// The same, with the argument in front.
+    pub(super) fn of(mut self, argument: &str) -> Failure {
+        self.message = format!("{argument}: {}", self.message);
         self
+    }
+
+    /// The same, with the place in the caller's list in front.
+    pub(super) fn at(self, list: &str, index: usize) -> Failure {
+        self.of(&format!("{list}[{index}]"))
     }
 
     /// The number that C gets; the record of the thread is set.

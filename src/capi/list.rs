@@ -1,6 +1,6 @@
-//! Lists of tensors and paths: checked, and brought into the form of the layers below.
+//! Lists of tensors, paths and numbers: checked, and brought into the form of the layers below.
 //!
-//! The two vectors are kept by the thread, so that the steady state allocates nothing.
+//! The vectors are kept by the thread, so that the steady state allocates nothing.
 
 use std::cell::RefCell;
 use std::ffi::{CStr, c_char};
@@ -35,52 +35,114 @@ pub(super) unsafe fn with_list<R>(
     count: usize,
     body: impl FnOnce(&[Tensor], &[&CStr]) -> Outcome<R>,
 ) -> Outcome<R> {
-    if count == 0 {
-        return body(&[], &[]);
-    }
-    if tensors.is_null() {
+    if count > 0 && tensors.is_null() {
         return Err(Failure::null("tensors"));
     }
-    if paths.is_null() {
+    if count > 0 && paths.is_null() {
         return Err(Failure::null("paths"));
     }
-    let Lists {
-        tensors: mut tensor_list,
-        paths: kept,
-    } = LISTS.with(|lists| {
+    with_kept(|lists| {
+        let mut path_list: Vec<&CStr> = std::mem::take(&mut lists.paths);
+        let tensor_list = &mut lists.tensors;
+        let done = reserve(tensor_list, count)
+            .and_then(|()| reserve(&mut path_list, count))
+            // SAFETY: this function's contract; neither list is NULL.
+            .and_then(|()| unsafe { fill(tensors, paths, count, tensor_list, &mut path_list) })
+            .and_then(|()| body(tensor_list, &path_list));
+        path_list.clear();
+        // Empty, so nothing of the caller's is kept; collecting in place keeps the allocation.
+        lists.paths = path_list.into_iter().map(|_| c"").collect();
+        done
+    })
+}
+
+/// Checks a caller's tensors, which it calls `argument`, and runs `body` on them.
+///
+/// # Safety
+/// `tensors` has `count` elements, and their memory is as [`Tensor::new`] demands.
+pub(super) unsafe fn with_tensors<R>(
+    tensors: *const tsw_tensor,
+    argument: &'static str,
+    count: usize,
+    body: impl FnOnce(&[Tensor]) -> Outcome<R>,
+) -> Outcome<R> {
+    if count > 0 && tensors.is_null() {
+        return Err(Failure::null(argument));
+    }
+    with_kept(|lists| {
+        reserve(&mut lists.tensors, count)?;
+        for index in 0..count {
+            // SAFETY: `index` is below `count`; the caller vouches for the memory of its tensors.
+            let tensor = unsafe { (*tensors.add(index)).checked() };
+            lists
+                .tensors
+                .push(tensor.map_err(|failure| failure.at(argument, index))?);
+        }
+        body(&lists.tensors)
+    })
+}
+
+/// A caller's tensor, which it calls `argument`, checked.
+///
+/// # Safety
+/// `tensor` is NULL or a tensor whose memory is as [`Tensor::new`] demands.
+pub(super) unsafe fn tensor(tensor: *const tsw_tensor, argument: &'static str) -> Outcome<Tensor> {
+    // SAFETY: this function's contract.
+    let tensor = unsafe { tensor.as_ref() }.ok_or_else(|| Failure::null(argument))?;
+    // SAFETY: the caller vouches for the memory of its tensor.
+    unsafe { tensor.checked() }.map_err(|failure| failure.of(argument))
+}
+
+/// A caller's numbers, which it calls `argument`, as they are.
+///
+/// # Safety
+/// `numbers` has `count` elements that stay as they are for `'a`.
+pub(super) unsafe fn numbers<'a>(
+    numbers: *const u64,
+    argument: &'static str,
+    count: usize,
+) -> Outcome<&'a [u64]> {
+    if count == 0 {
+        return Ok(&[]);
+    }
+    if numbers.is_null() {
+        return Err(Failure::null(argument));
+    }
+    match count.checked_mul(size_of::<u64>()).map(isize::try_from) {
+        // SAFETY: not NULL, of a size that can be, and this function's contract.
+        Some(Ok(_)) => Ok(unsafe { std::slice::from_raw_parts(numbers, count) }),
+        _ => Err(absurd(count)),
+    }
+}
+
+/// Runs `body` on the thread's vectors, empty ones, and keeps them afterwards.
+fn with_kept<R>(body: impl FnOnce(&mut Lists) -> Outcome<R>) -> Outcome<R> {
+    let mut lists = LISTS.with(|lists| {
         lists.try_borrow_mut().map_or_else(
             |_| Lists::default(),
             |mut lists| std::mem::take(&mut *lists),
         )
     });
-    tensor_list.clear();
-    let mut path_list: Vec<&CStr> = kept;
-    let done = reserve(&mut tensor_list, &mut path_list, count)
-        // SAFETY: this function's contract; neither list is NULL.
-        .and_then(|()| unsafe { fill(tensors, paths, count, &mut tensor_list, &mut path_list) })
-        .and_then(|()| body(&tensor_list, &path_list));
-    path_list.clear();
-    // Empty, so nothing of the caller's is kept; collecting in place keeps the allocation.
-    let kept = path_list.into_iter().map(|_| c"").collect();
-    if tensor_list.capacity() <= KEPT_MAX {
-        let _ = LISTS.try_with(|lists| {
-            if let Ok(mut lists) = lists.try_borrow_mut() {
-                *lists = Lists {
-                    tensors: tensor_list,
-                    paths: kept,
-                };
+    lists.tensors.clear();
+    let done = body(&mut lists);
+    if lists.tensors.capacity() <= KEPT_MAX {
+        let _ = LISTS.try_with(|kept| {
+            if let Ok(mut kept) = kept.try_borrow_mut() {
+                *kept = lists;
             }
         });
     }
     done
 }
 
+/// A list that no memory can hold.
+fn absurd(count: usize) -> Failure {
+    Error::NoMemory(format!("a list of {count} elements")).into()
+}
+
 /// Makes room; the count is the caller's and may be anything.
-fn reserve(tensors: &mut Vec<Tensor>, paths: &mut Vec<&CStr>, count: usize) -> Outcome<()> {
-    tensors
-        .try_reserve(count)
-        .and_then(|()| paths.try_reserve(count))
-        .map_err(|_| Error::NoMemory(format!("a list of {count} tensors")).into())
+fn reserve<T>(list: &mut Vec<T>, count: usize) -> Outcome<()> {
+    list.try_reserve(count).map_err(|_| absurd(count))
 }
 
 /// # Safety
@@ -158,6 +220,40 @@ mod tests {
         assert_eq!(failure.status, Status::NullArgument);
         assert_eq!(failure.message, "paths[0]: path is NULL");
         assert_eq!(outcome(&[tensor(1)], &[path]), Ok(1));
+    }
+
+    #[test]
+    fn tensors_alone_are_checked_as_well() {
+        let count_of = |tensors: &[tsw_tensor]| {
+            let body = |tensors: &[Tensor]| Ok(tensors.len());
+            // SAFETY: the list is as long as it is; the memory is not touched.
+            unsafe { with_tensors(tensors.as_ptr(), "sources", tensors.len(), body) }
+        };
+        assert_eq!(count_of(&[]), Ok(0));
+        assert_eq!(count_of(&[tensor(1), tensor(2)]), Ok(2));
+        let mut bad = tensor(1);
+        bad.dtype = 99;
+        let failure = count_of(&[tensor(1), bad]).unwrap_err();
+        assert!(failure.message.starts_with("sources[1]: "), "{failure:?}");
+        // SAFETY: NULL is allowed.
+        let none = unsafe { with_tensors(std::ptr::null(), "sources", 1, |_| Ok(())) };
+        assert_eq!(none.unwrap_err().message, "sources is NULL");
+    }
+
+    #[test]
+    fn numbers_are_taken_as_they_are() {
+        let ids = [7_u64, 8];
+        // SAFETY: the list is as long as it is; nothing is read where the count cannot be.
+        unsafe {
+            assert_eq!(numbers(ids.as_ptr(), "ids", 2), Ok(ids.as_slice()));
+            assert_eq!(numbers(std::ptr::null(), "ids", 0), Ok([].as_slice()));
+            let failure = numbers(std::ptr::null(), "ids", 1).unwrap_err();
+            assert_eq!(failure.message, "ids is NULL");
+            for count in [usize::MAX, usize::MAX / 8] {
+                let failure = numbers(ids.as_ptr(), "ids", count).unwrap_err();
+                assert_eq!(failure.status, Status::NoMemory);
+            }
+        }
     }
 
     #[test]

@@ -42,6 +42,23 @@ impl<T: Sized32> Record<T> {
         Ok(record)
     }
 
+    /// Checks `struct_size` and writes `nothing`, which stays there unless something is written.
+    ///
+    /// # Safety
+    /// As [`open`](Record::open).
+    pub(super) unsafe fn open_as(
+        start: *mut T,
+        argument: &'static str,
+        nothing: T,
+    ) -> Outcome<Record<T>> {
+        // SAFETY: this function's contract; `len` bytes are the caller's.
+        unsafe {
+            let record = Record::check(start, argument)?;
+            write_at(start.cast(), record.struct_size, record.len, nothing);
+            Ok(record)
+        }
+    }
+
     /// As [`open`](Record::open), where NULL means that nobody wants it.
     ///
     /// # Safety

@@ -1,6 +1,6 @@
 //! `tsw_swapper`: the `AsyncTensorSwapper`.
 
-use std::ffi::c_char;
+use std::ffi::{CStr, c_char};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use super::buffer::{take_back, tsw_buffer};
@@ -12,10 +12,11 @@ use super::record::Record;
 use super::status::tsw_status;
 use super::swapper_stats::tsw_swapper_stats;
 use super::tensor::tsw_tensor;
-use super::text::{self, Name, name};
-use super::timer::tsw_timer;
+use super::text::{Name, name};
+use super::timer::{self, tsw_timer};
 use crate::base::dtype::Dtype;
 use crate::base::error::Error;
+use crate::io::Tensor;
 use crate::memory::Buffer;
 use crate::swapper::Swapper;
 
@@ -246,16 +247,7 @@ pub unsafe extern "C" fn tsw_swapper_swap_out(
     count: usize,
 ) -> tsw_status {
     // SAFETY: the caller's handle and lists.
-    unsafe {
-        guard::with(swapper.cast_const(), |swapper| {
-            if count == 0 {
-                return Ok(());
-            }
-            list::with_list(tensors, paths, count, |tensors, paths| {
-                Ok(swapper.swapper.swap_out(tensors, paths)?)
-            })
-        })
-    }
+    unsafe { swap(swapper, tensors, paths, count, Swapper::swap_out) }
 }
 
 /// Read tensors; the data is there when this returns.
@@ -275,13 +267,28 @@ pub unsafe extern "C" fn tsw_swapper_swap_in(
     count: usize,
 ) -> tsw_status {
     // SAFETY: the caller's handle and lists.
+    unsafe { swap(swapper, tensors, paths, count, Swapper::swap_in) }
+}
+
+/// Moves a list of tensors one way or the other; an empty one without a look at the swapper.
+///
+/// # Safety
+/// `swapper` is NULL or a live handle, the lists as [`list::with_list`] demands.
+unsafe fn swap(
+    swapper: *mut tsw_swapper,
+    tensors: *const tsw_tensor,
+    paths: *const *const c_char,
+    count: usize,
+    direction: impl FnOnce(&Swapper, &[Tensor], &[&CStr]) -> Result<(), Error>,
+) -> tsw_status {
+    // SAFETY: this function's contract.
     unsafe {
         guard::with(swapper.cast_const(), |swapper| {
             if count == 0 {
                 return Ok(());
             }
             list::with_list(tensors, paths, count, |tensors, paths| {
-                Ok(swapper.swapper.swap_in(tensors, paths)?)
+                Ok(direction(&swapper.swapper, tensors, paths)?)
             })
         })
     }
@@ -423,18 +430,7 @@ pub unsafe extern "C" fn tsw_swapper_timer_names(
     unsafe {
         guard::value(swapper, 0, |swapper| {
             let have_run = swapper.swapper.timer_names();
-            let names = TIMERS.iter().filter(|timer| {
-                let timer = timer.split(|byte| *byte == 0).next().unwrap_or_default();
-                have_run.iter().any(|name| name.as_bytes() == timer)
-            });
-            let mut count = 0;
-            for timer in names {
-                if count < cap && !names_out.is_null() {
-                    names_out.add(count).write(timer.as_ptr().cast());
-                }
-                count += 1;
-            }
-            Ok(count)
+            Ok(timer::list(&TIMERS, &have_run, names_out, cap))
         })
     }
 }
@@ -456,14 +452,7 @@ pub unsafe extern "C" fn tsw_swapper_get_timer(
     unsafe {
         let record = Record::open(inout, "inout");
         guard::with(swapper, |swapper| {
-            let record = record?;
-            let name = text::input(name, "name")?.to_string_lossy();
-            let timer = swapper
-                .swapper
-                .timer(&name)
-                .ok_or_else(|| Failure::invalid(format!("no timer is called {name}")))?;
-            record.write(timer.into());
-            Ok(())
+            timer::fill(record, name, |name| swapper.swapper.timer(name))
         })
     }
 }

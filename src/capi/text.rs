@@ -35,6 +35,20 @@ pub(super) unsafe fn input<'a>(
     Ok(unsafe { CStr::from_ptr(pointer) })
 }
 
+/// The name at `pointer`, which the caller calls `argument`: text in UTF-8.
+///
+/// # Safety
+/// As [`input`].
+pub(super) unsafe fn name_input<'a>(
+    pointer: *const c_char,
+    argument: &'static str,
+) -> Outcome<&'a str> {
+    // SAFETY: this function's contract.
+    let text = unsafe { input(pointer, argument) }?;
+    text.to_str()
+        .map_err(|_| Failure::invalid(format!("{argument} is not UTF-8 text")))
+}
+
 /// The last place at or before `index` where `text` can be cut.
 pub(super) fn boundary_below(text: &str, index: usize) -> usize {
     let index = index.min(text.len());

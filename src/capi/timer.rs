@@ -1,6 +1,10 @@
 //! `tsw_timer`: how often something ran, and how long it took.
 
-use super::record::Sized32;
+use std::ffi::c_char;
+
+use super::guard::{Failure, Outcome};
+use super::record::{Record, Sized32};
+use super::text::{self, Name};
 use crate::base::observe::TimerSnapshot;
 
 /// How often something ran, and how long it took; all 0 where it never did.
@@ -48,4 +52,47 @@ impl From<TimerSnapshot> for tsw_timer {
             p99_ns: timer.p99_ns,
         }
     }
+}
+
+/// Lists those of `timers` that have run, at most `cap` of them, and tells how many there are.
+///
+/// # Safety
+/// `names_out` is NULL or has room for `cap` names.
+pub(super) unsafe fn list(
+    timers: &'static [Name],
+    have_run: &[&str],
+    names_out: *mut *const c_char,
+    cap: usize,
+) -> usize {
+    let names = timers.iter().filter(|timer| {
+        let timer = timer.split(|byte| *byte == 0).next().unwrap_or_default();
+        have_run.iter().any(|name| name.as_bytes() == timer)
+    });
+    let mut count = 0;
+    for timer in names {
+        if count < cap && !names_out.is_null() {
+            // SAFETY: below `cap`, and this function's contract.
+            unsafe { names_out.add(count).write(timer.as_ptr().cast()) };
+        }
+        count += 1;
+    }
+    count
+}
+
+/// Fills in the timer that `find` knows by the caller's name.
+///
+/// # Safety
+/// `name` is NULL or a text ending in NUL; `record` was opened on the caller's structure.
+pub(super) unsafe fn fill(
+    record: Outcome<Record<tsw_timer>>,
+    name: *const c_char,
+    find: impl FnOnce(&str) -> Option<TimerSnapshot>,
+) -> Outcome<()> {
+    let record = record?;
+    // SAFETY: this function's contract.
+    let name = unsafe { text::input(name, "name") }?.to_string_lossy();
+    let timer =
+        find(&name).ok_or_else(|| Failure::invalid(format!("no timer is called {name}")))?;
+    record.write(timer.into());
+    Ok(())
 }

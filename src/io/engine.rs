@@ -9,15 +9,16 @@ use std::time::Duration;
 use super::backend::fault::FaultPlan;
 use super::counters::Counters;
 use super::driver::{self, BackendFacts, Driver};
+use super::metrics::{self, Metrics, Sources};
 use super::request::{Direction, Request, Sink};
 use super::start;
 use super::stats::EngineStats;
 use super::tensor::Tensor;
 use super::ticket::{Completion, Ticket, Tickets};
+use super::witness::Witness;
 use crate::base::config::{Config, EngineOptions};
 use crate::base::error::{Error, Result};
 use crate::base::observe::events;
-use crate::base::observe::prometheus::Value;
 use crate::base::sync::{Mutex, lock};
 use crate::memory::{Buffer, MemoryRange, Registry, ReleaseHook};
 use crate::sys;
@@ -44,27 +45,12 @@ struct Core {
     options: EngineOptions,
     open_files_max: usize,
     backend: BackendFacts,
+    witness: Option<Arc<Witness>>,
     /// Lists submitted so far: names the groups of [`Request`]s.
     groups: AtomicU64,
     shut_down: AtomicBool,
     fork_generation: u32,
-    swappers: Mutex<Swappers>,
-}
-
-/// What layers above add to the metrics, each under a number of its own.
-#[derive(Debug, Default)]
-struct Swappers {
-    made_count: u64,
-    sources: Vec<(u64, Weak<dyn Metrics>)>,
-}
-
-/// A metric of a layer above: its name, its help, and its value.
-pub(crate) type Metric = (&'static str, &'static str, Value);
-
-/// A source of metrics.
-pub(crate) trait Metrics: std::fmt::Debug + Send + Sync {
-    /// The values at this moment.
-    fn metrics(&self) -> Vec<Metric>;
+    sources: Mutex<Sources>,
 }
 
 impl Engine {
@@ -82,15 +68,25 @@ impl Engine {
     /// # Errors
     /// As [`Engine::new`].
     pub fn with_faults(config: &Config, plan: FaultPlan) -> Result<Engine> {
-        Engine::start(config, Some(plan))
+        Engine::start(config, Some((plan, None)))
     }
 
-    fn start(config: &Config, plan: Option<FaultPlan>) -> Result<Engine> {
+    /// Starts an engine on which faults strike, and that tells a witness what it writes, for
+    /// tests.
+    ///
+    /// # Errors
+    /// As [`Engine::new`].
+    pub fn with_witness(config: &Config, plan: FaultPlan, witness: Arc<Witness>) -> Result<Engine> {
+        Engine::start(config, Some((plan, Some(witness))))
+    }
+
+    fn start(config: &Config, faults: Option<(FaultPlan, Option<Arc<Witness>>)>) -> Result<Engine> {
+        let witness = faults.as_ref().and_then(|(_, witness)| witness.clone());
         let options = EngineOptions::from_config(config)?;
         let open_files_max = start::open_files_max(&options);
         let counters = Arc::new(Counters::default());
         let (driver, backend) =
-            start::driver(&options, open_files_max, plan, Arc::clone(&counters))?;
+            start::driver(&options, open_files_max, faults, Arc::clone(&counters))?;
         // ORDERING: relaxed; only uniqueness matters.
         let salt = ENGINES_MADE.fetch_add(1, Ordering::Relaxed);
         let tickets = Tickets::new(options.tickets_max, u32::try_from(salt % 4096).unwrap_or(0));
@@ -105,10 +101,11 @@ impl Engine {
                 options,
                 open_files_max,
                 backend,
+                witness,
                 groups: AtomicU64::new(0),
                 shut_down: AtomicBool::new(false),
                 fork_generation: sys::fork_generation(),
-                swappers: Mutex::default(),
+                sources: Mutex::default(),
             }),
         })
     }
@@ -345,6 +342,16 @@ impl Engine {
             })
     }
 
+    /// Whether files are in the memory of the process, and never on storage.
+    pub(crate) fn is_in_memory(&self) -> bool {
+        self.core.backend.name == "memory"
+    }
+
+    /// Who is to be told of changes of storage that are not the engine's.
+    pub(crate) fn witness(&self) -> Option<&Arc<Witness>> {
+        self.core.witness.as_ref()
+    }
+
     /// Whether a buffer was made by this engine.
     pub(crate) fn owns(&self, buffer: &Buffer) -> bool {
         let known = self.core.registry.buffers();
@@ -437,26 +444,17 @@ impl Engine {
         )
     }
 
-    /// The counters in the text format of Prometheus, with those of the swappers on this engine.
+    /// The counters in the text format of Prometheus, with those of the swappers and optimizers on
+    /// this engine.
     #[must_use]
     pub fn prometheus(&self) -> String {
-        let swappers: Vec<(String, Vec<Metric>)> = lock(&self.core.swappers)
-            .sources
-            .iter()
-            .filter_map(|(number, source)| Some((number.to_string(), source.upgrade()?.metrics())))
-            .collect();
-        start::prometheus(&self.stats(), &swappers)
+        let sources = lock(&self.core.sources).values();
+        metrics::prometheus(&self.stats(), &sources)
     }
 
-    /// Adds a swapper's metrics to the engine's, for as long as it lives.
+    /// Adds the metrics of a layer above to the engine's, for as long as it lives.
     pub(crate) fn add_metrics(&self, source: Weak<dyn Metrics>) {
-        let mut swappers = lock(&self.core.swappers);
-        swappers
-            .sources
-            .retain(|(_, source)| source.strong_count() > 0);
-        let number = swappers.made_count;
-        swappers.made_count += 1;
-        swappers.sources.push((number, source));
+        lock(&self.core.sources).add(source);
     }
 }
 

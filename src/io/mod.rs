@@ -12,20 +12,26 @@ mod backend;
 mod counters;
 mod driver;
 mod engine;
+mod metrics;
 mod planner;
+mod power_cut;
 mod request;
 mod start;
 mod stats;
 mod storage;
 pub mod tensor;
 mod ticket;
+mod waiting;
+mod witness;
 
 pub use backend::fault::FaultPlan;
 pub use engine::Engine;
-pub(crate) use engine::{Metric, Metrics};
+pub(crate) use metrics::{Metric, Metrics};
 pub use stats::{DirectionStats, EngineStats};
 pub use tensor::Tensor;
 pub use ticket::{Completion, Ticket};
+pub(crate) use witness::path_of;
+pub use witness::{Event, StoreCall, Witness};
 
 pub(crate) use request::{
     Direction, Length, Outcome, Request, Segment, Sink, length_of, sort_list,

@@ -11,14 +11,12 @@ use super::backend::uring::UringBackend;
 use super::backend::{Backend, fault};
 use super::counters::Counters;
 use super::driver::{BackendFacts, Driver, MakeBackend};
-use super::engine::Metric;
-use super::stats::{DirectionStats, EngineStats};
 use super::storage::Storage;
 use super::storage::disk::DiskStorage;
 use super::storage::memory::MemoryStorage;
+use super::witness::Witness;
 use crate::base::config::{BackendChoice, EngineOptions};
 use crate::base::error::{Error, Result, errno_name};
-use crate::base::observe::prometheus::{Sample, Value, render};
 use crate::memory::Registry;
 use crate::sys;
 
@@ -43,7 +41,7 @@ pub(super) fn open_files_max(options: &EngineOptions) -> usize {
 pub(super) fn driver(
     options: &EngineOptions,
     files_max: usize,
-    plan: Option<FaultPlan>,
+    faults: Option<(FaultPlan, Option<Arc<Witness>>)>,
     counters: Arc<Counters>,
 ) -> Result<(Driver, BackendFacts)> {
     let storage: Arc<dyn Storage> = match options.backend {
@@ -51,7 +49,7 @@ pub(super) fn driver(
         _ => Arc::new(DiskStorage::new(options.direct_io)),
     };
     let chosen = options.clone();
-    let Some(plan) = plan else {
+    let Some((plan, witness)) = faults else {
         let make: MakeBackend = Box::new(move || backend(&chosen));
         return Driver::start(options, files_max, storage, make, counters);
     };
@@ -60,7 +58,7 @@ pub(super) fn driver(
     let make: MakeBackend = Box::new(move || {
         let (inner, facts) = backend(&chosen)?;
         Ok((
-            Box::new(FaultBackend::new(inner, plan, buffered)) as Box<dyn Backend>,
+            Box::new(FaultBackend::new(inner, plan, buffered, witness)) as Box<dyn Backend>,
             facts,
         ))
     });
@@ -163,111 +161,4 @@ pub(super) fn describe(
         "buffers": buffers,
     })
     .to_string()
-}
-
-/// The counters in the text format of Prometheus, with those of swappers, each by its number.
-pub(super) fn prometheus(stats: &EngineStats, swappers: &[(String, Vec<Metric>)]) -> String {
-    const OUT: &[(&str, &str)] = &[("direction", "out")];
-    const IN: &[(&str, &str)] = &[("direction", "in")];
-    let mut samples = Vec::new();
-    for (labels, of) in [(OUT, &stats.swap_out), (IN, &stats.swap_in)] {
-        samples.extend(direction_samples(labels, of));
-    }
-    let plain = |name, help, value| Sample {
-        name,
-        help,
-        labels: &[],
-        value,
-    };
-    samples.extend([
-        plain(
-            "tensorswap_requests_total",
-            "Requests taken in.",
-            Value::Counter(stats.requests_count),
-        ),
-        plain(
-            "tensorswap_requests_in_flight",
-            "Requests under way.",
-            Value::Gauge(stats.requests_in_flight_count),
-        ),
-        plain(
-            "tensorswap_in_flight_peak",
-            "The most operations that were under way at once.",
-            Value::Gauge(stats.in_flight_peak_count),
-        ),
-        plain(
-            "tensorswap_bounced_bytes_total",
-            "Bytes that went through a bounce block.",
-            Value::Counter(stats.bounced_bytes),
-        ),
-        plain(
-            "tensorswap_open_files",
-            "Files that are open.",
-            Value::Gauge(stats.open_files_count),
-        ),
-        plain(
-            "tensorswap_pinned_bytes",
-            "Bytes of pinned buffers.",
-            Value::Gauge(stats.pinned_bytes),
-        ),
-    ]);
-    let labels: Vec<_> = swappers
-        .iter()
-        .map(|(number, _)| [("swapper", number.as_str())])
-        .collect();
-    for ((_, metrics), labels) in swappers.iter().zip(&labels) {
-        samples.extend(metrics.iter().map(|(name, help, value)| Sample {
-            name,
-            help,
-            labels,
-            value: *value,
-        }));
-    }
-    render(&samples)
-}
-
-fn direction_samples<'a>(labels: &'a [(&'a str, &'a str)], of: &DirectionStats) -> [Sample<'a>; 7] {
-    let sample = |name, help, value| Sample {
-        name,
-        help,
-        labels,
-        value,
-    };
-    [
-        sample(
-            "tensorswap_operations_total",
-            "Operations that ended well.",
-            Value::Counter(of.operations_count),
-        ),
-        sample(
-            "tensorswap_bytes_total",
-            "Bytes of tensors moved.",
-            Value::Counter(of.bytes),
-        ),
-        sample(
-            "tensorswap_in_flight",
-            "Operations under way.",
-            Value::Gauge(of.in_flight_count),
-        ),
-        sample(
-            "tensorswap_retries_total",
-            "Operations submitted again after EINTR or EAGAIN.",
-            Value::Counter(of.retries_count),
-        ),
-        sample(
-            "tensorswap_short_transfers_total",
-            "Transfers that moved less than asked and were continued.",
-            Value::Counter(of.short_transfers_count),
-        ),
-        sample(
-            "tensorswap_fallbacks_total",
-            "Files that had to go through the page cache.",
-            Value::Counter(of.fallbacks_count),
-        ),
-        sample(
-            "tensorswap_errors_total",
-            "Files of requests that failed.",
-            Value::Counter(of.errors_count),
-        ),
-    ]
 }

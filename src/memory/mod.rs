@@ -2,8 +2,8 @@
 //!
 //! Owns the pages of the buffers it allocates ([`PinnedMemory`]), the moment at which a buffer's
 //! memory goes back to whom it belongs ([`Buffer`]), the answer to "is this pointer pinned?"
-//! ([`Registry`]), and copying into and out of memory known by address ([`MemoryRange`],
-//! [`copy`]). It is, with the system calls and the ring, where the library touches memory through
+//! ([`Registry`]), copying into and out of memory known by address ([`MemoryRange`], [`copy`]),
+//! and arithmetic on the values that lie in it (`numbers`). It is, with the system calls and the ring, where the library touches memory through
 //! raw pointers; what lies above sees ranges and checked copies.
 //!
 //! Never does I/O, never starts a thread, knows no ring: that a buffer is registered with one is
@@ -22,14 +22,17 @@
 
 #![allow(unsafe_code)]
 
+mod block;
 pub mod buffer;
 pub mod copy;
 mod events;
 pub mod latch;
+pub(crate) mod numbers;
 pub mod pinned;
 pub mod range;
 pub mod registry;
 
+pub(crate) use block::Block;
 pub use buffer::{Buffer, BufferKind, RING_PIECE_BYTES, Reclaim, Reclaimed, ReleaseHook};
 pub use latch::Latch;
 pub use pinned::{PageKind, PinnedMemory};

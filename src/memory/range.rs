@@ -123,6 +123,36 @@ impl MemoryRange {
         Ok(())
     }
 
+    /// Lets `look` read the bytes; those above that may not use `unsafe` go through here. Of an
+    /// empty range it gets an empty slice.
+    ///
+    /// INVARIANT: as with the other accesses, nobody else writes the bytes meanwhile (`new`);
+    /// `look` itself must not either, through another range of the same memory.
+    pub(crate) fn inspect<R>(self, look: impl FnOnce(&[u8]) -> R) -> R {
+        if self.is_empty() {
+            return look(&[]);
+        }
+        // SAFETY: the bytes are part of one live allocation of at most `isize::MAX` bytes, and
+        // nobody writes them while they are read through the range: the promise of `new`, which
+        // callers keep until this returns. The slice cannot outlive the call of `look`.
+        look(unsafe { std::slice::from_raw_parts(self.as_mut_ptr(), self.len) })
+    }
+
+    /// Lets `change` read and write the bytes. Of an empty range it gets an empty slice.
+    ///
+    /// INVARIANT: nobody else touches the bytes meanwhile (`new`); `change` itself must not
+    /// either, through another range of the same memory.
+    pub(crate) fn update<R>(self, change: impl FnOnce(&mut [u8]) -> R) -> R {
+        if self.is_empty() {
+            return change(&mut []);
+        }
+        // SAFETY: the bytes are part of one live, writable allocation of at most `isize::MAX`
+        // bytes, and nobody else touches them while they are written through the range: the
+        // promise of `new`, which callers keep until this returns. The slice cannot outlive the
+        // call of `change`, so there is never a second one.
+        change(unsafe { std::slice::from_raw_parts_mut(self.as_mut_ptr(), self.len) })
+    }
+
     /// Copies `from`, all of it, to the bytes from `offset` on, past the caches where it is long:
     /// for memory that only storage reads next. The two may overlap.
     ///
@@ -194,6 +224,18 @@ mod tests {
         assert!(range.zero(0, 9).is_err());
         assert!(range.stream_into(1, range).is_err());
         assert_eq!(bytes, [9, 9, 1, 2, 3, 9, 0, 0]);
+    }
+
+    #[test]
+    fn bytes_are_seen_and_changed_in_place() {
+        let mut bytes = [1_u8, 2, 3, 4];
+        let part = range_of(&mut bytes).slice(1, 2).unwrap();
+        let sum = part.inspect(|bytes| bytes.iter().sum::<u8>());
+        assert_eq!(sum, 5);
+        part.update(|bytes| bytes.reverse());
+        assert_eq!(bytes, [1, 3, 2, 4]);
+        assert!(MemoryRange::EMPTY.inspect(<[u8]>::is_empty));
+        assert_eq!(MemoryRange::EMPTY.update(|bytes| bytes.len()), 0);
     }
 
     #[test]

@@ -89,6 +89,10 @@ impl Figures {
 }
 
 impl Metrics for Shared {
+    fn kind(&self) -> &'static str {
+        "swapper"
+    }
+
     fn metrics(&self) -> Vec<Metric> {
         let stats = self.figures.stats();
         let wait = self.figures.wait.snapshot();

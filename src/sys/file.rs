@@ -192,6 +192,21 @@ pub fn allocate(file: BorrowedFd<'_>, offset_bytes: u64, len_bytes: u64) -> Resu
     checked(|| unsafe { libc::fallocate(file.as_raw_fd(), 0, offset, len) }).map(drop)
 }
 
+/// Reserves blocks for a range of a file and leaves its length as it is (`FALLOC_FL_KEEP_SIZE`).
+///
+/// # Errors
+/// As [`allocate`].
+pub fn allocate_keeping_len(
+    file: BorrowedFd<'_>,
+    offset_bytes: u64,
+    len_bytes: u64,
+) -> Result<(), Errno> {
+    let (offset, len) = (offset_of(offset_bytes)?, offset_of(len_bytes)?);
+    let mode = libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: the descriptor is open for the call; no memory is involved.
+    checked(|| unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) }).map(drop)
+}
+
 /// Turns direct I/O off for an open file, and for every duplicate of its descriptor.
 ///
 /// # Errors
@@ -244,6 +259,26 @@ pub fn pwrite(file: BorrowedFd<'_>, from: MemoryRange, offset_bytes: u64) -> Res
     })?;
     // Not negative: `checked` saw to that.
     usize::try_from(done).map_err(|_| libc::EIO)
+}
+
+/// As [`pread`], into memory that is borrowed.
+///
+/// # Errors
+/// As `pread(2)`.
+pub fn read_at(file: BorrowedFd<'_>, into: &mut [u8], offset_bytes: u64) -> Result<usize, Errno> {
+    // SAFETY: the slice is exclusive and outlives the call, the range's only use.
+    let into = unsafe { MemoryRange::new(into.as_mut_ptr(), into.len()) };
+    pread(file, into, offset_bytes)
+}
+
+/// As [`pwrite`], from memory that is borrowed.
+///
+/// # Errors
+/// As `pwrite(2)`.
+pub fn write_at(file: BorrowedFd<'_>, from: &[u8], offset_bytes: u64) -> Result<usize, Errno> {
+    // SAFETY: the slice outlives the call, the range's only use, which reads it.
+    let from = unsafe { MemoryRange::new(from.as_ptr().cast_mut(), from.len()) };
+    pwrite(file, from, offset_bytes)
 }
 
 /// A length or offset as the kernel takes it: signed.
@@ -345,6 +380,21 @@ mod tests {
         clear_direct(file.as_fd()).unwrap();
         let mut odd = *b"odd";
         assert_eq!(pwrite(file.as_fd(), range_of(&mut odd), 1), Ok(3));
+    }
+
+    #[test]
+    fn borrowed_memory_is_written_and_read_and_blocks_beyond_the_end_change_no_length() {
+        let directory = tempfile::tempdir_in(".").unwrap();
+        let file = open(&path_in(directory.path(), "a"), BOTH).unwrap();
+        assert_eq!(write_at(file.as_fd(), b"abc", 2), Ok(3));
+        match allocate_keeping_len(file.as_fd(), 0, 1 << 20) {
+            Ok(()) | Err(libc::EOPNOTSUPP) => {}
+            Err(errno) => panic!("{errno}"),
+        }
+        assert_eq!(fstat(file.as_fd()).unwrap().len_bytes, 5);
+        let mut read = [1; 8];
+        assert_eq!(read_at(file.as_fd(), &mut read, 1), Ok(4));
+        assert_eq!(&read, b"\0abc\x01\x01\x01\x01");
     }
 
     #[test]

@@ -14,21 +14,27 @@
 #![allow(unsafe_code)]
 
 mod available;
+mod directory;
+mod durability;
 mod event;
 mod file;
 mod mapping;
 mod process;
 
 pub use available::memory_available_bytes;
+pub use directory::{
+    make_directory_at, names_in, open_at, open_directory, open_directory_at, rename_at, unlink_at,
+};
+pub use durability::{free_bytes, is_open_for_writing, lock_exclusive, sync, sync_data, unlock};
 pub use event::{event_drain, event_new, event_signal};
 pub use file::{
-    DioAlignment, FileIdentity, FileKind, FileStatus, OpenFlags, allocate, clear_direct, fstat,
-    open, pread, pwrite, set_len, stat_identity, statx_dio,
+    DioAlignment, FileIdentity, FileKind, FileStatus, OpenFlags, allocate, allocate_keeping_len,
+    clear_direct, fstat, open, pread, pwrite, read_at, set_len, stat_identity, statx_dio, write_at,
 };
 pub use mapping::{Advice, Mapping};
 pub use process::{
-    block_signals, file_limit, fork_generation, forked_since, kernel_release, memlock_limit_bytes,
-    page_size_bytes,
+    block_signals, file_limit, file_size_limit_bytes, fill_random, fork_generation, forked_since,
+    kernel_release, memlock_limit_bytes, page_size_bytes,
 };
 
 /// The number by which the kernel names a failure.

@@ -35,6 +35,16 @@ pub fn file_limit() -> Result<u64, Errno> {
     soft_limit(|limit| unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, limit) })
 }
 
+/// The longest file that this process may make (`RLIMIT_FSIZE`, soft); `u64::MAX` is no limit.
+/// Who writes or extends beyond it is sent `SIGXFSZ`, which ends the process.
+///
+/// # Errors
+/// As `getrlimit(2)`.
+pub fn file_size_limit_bytes() -> Result<u64, Errno> {
+    // SAFETY: `soft_limit` passes room for one `struct rlimit`.
+    soft_limit(|limit| unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, limit) })
+}
+
 /// The resource's number has a type of its own in every libc, so the call is made by the caller.
 fn soft_limit(get: impl Fn(*mut libc::rlimit) -> libc::c_int) -> Result<u64, Errno> {
     let mut limit = libc::rlimit {
@@ -46,6 +56,19 @@ fn soft_limit(get: impl Fn(*mut libc::rlimit) -> libc::c_int) -> Result<u64, Err
         libc::RLIM_INFINITY => u64::MAX,
         current => current,
     })
+}
+
+/// Fills up to 256 bytes with numbers that nobody can guess.
+///
+/// # Errors
+/// As `getrandom(2)`; `EINVAL` for more.
+pub fn fill_random(bytes: &mut [u8]) -> Result<(), Errno> {
+    // KERNEL: getrandom(2): up to 256 bytes come whole.
+    if bytes.len() > 256 {
+        return Err(libc::EINVAL);
+    }
+    // SAFETY: the slice is exclusive and outlives the call, which writes at most its length.
+    checked(|| unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) }).map(drop)
 }
 
 /// The release of the running kernel, as `6.18.44-generic`.
@@ -163,6 +186,11 @@ mod tests {
         assert!(page_size_bytes().is_power_of_two());
         assert!(file_limit().unwrap() > 0);
         assert!(memlock_limit_bytes().is_ok());
+        assert!(file_size_limit_bytes().unwrap() > 0);
+        let (mut one, mut other) = ([0; 16], [0; 16]);
+        fill_random(&mut one).unwrap();
+        fill_random(&mut other).unwrap();
+        assert_ne!(one, other);
         let release = kernel_release();
         assert!(
             release.starts_with(|first: char| first.is_ascii_digit()),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::Config;
 use crate::base::error::{Error, Result};
 
+/// Types for the legal words of a key: a name for each, and back.
 macro_rules! choices {
     ($($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)* })*) => {
         $(
@@ -31,6 +32,8 @@ macro_rules! choices {
         )*
     };
 }
+
+pub(super) use choices;
 
 choices! {
     /// Who does the I/O.
@@ -123,7 +126,7 @@ impl EngineOptions {
 }
 
 /// The typed value of a choice.
-fn chosen<T>(config: &Config, key: &str, from_name: fn(&str) -> Option<T>) -> Result<T> {
+pub(super) fn chosen<T>(config: &Config, key: &str, from_name: fn(&str) -> Option<T>) -> Result<T> {
     let name = config.choice(key)?;
     from_name(name).ok_or_else(|| Error::Internal(format!("{key}: {name} has no type")))
 }

@@ -1,6 +1,7 @@
 //! The table of keys: the one place that knows their names, defaults, legal values and meaning.
 
 use super::engine::{BackendChoice, DirectIo, Policy};
+use super::optimizer::{ChecksumMode, GradientPlace, GradientType, Rounding, StoreMode, SyncMode};
 use super::parse::{Bounds, Kind};
 use crate::base::units::{FILE_OFFSET_MAX, GIB};
 
@@ -170,20 +171,20 @@ const KEYS: &[Key] = &[
     optimizer(
         "store",
         "auto",
-        Kind::Choice(&["auto", "new", "existing"]),
+        Kind::Choice(StoreMode::NAMES),
         "optimizer: make a store or open one; new removes what was there, existing fails where \
          there is none",
     ),
     optimizer(
         "sync",
         "commit",
-        Kind::Choice(&["none", "commit"]),
+        Kind::Choice(SyncMode::NAMES),
         "optimizer: make every step durable in the background, or only an explicit commit",
     ),
     optimizer(
         "checksum",
         "verify",
-        Kind::Choice(&["off", "write", "verify"]),
+        Kind::Choice(ChecksumMode::NAMES),
         "optimizer: keep checksums of records, and verify them at every swap-in",
     ),
     optimizer(
@@ -231,7 +232,7 @@ const KEYS: &[Key] = &[
     optimizer(
         "gradients",
         "memory",
-        Kind::Choice(&["memory", "disk", "auto"]),
+        Kind::Choice(GradientPlace::NAMES),
         "optimizer: where gradients wait for the step; auto spills what gradient_bytes cannot hold",
     ),
     optimizer(
@@ -242,14 +243,14 @@ const KEYS: &[Key] = &[
     ),
     optimizer(
         "gradient_dtype",
-        "f32",
-        Kind::Choice(&["f32", "f16", "bf16"]),
-        "optimizer: type in which gradients are kept until the step",
+        "auto",
+        Kind::Choice(GradientType::NAMES),
+        "optimizer: type in which gradients are kept until the step; auto is the type they come in",
     ),
     optimizer(
         "rounding",
         "nearest",
-        Kind::Choice(&["nearest", "stochastic"]),
+        Kind::Choice(Rounding::NAMES),
         "optimizer: rounding where a state's type on storage is the narrower one",
     ),
     optimizer(
@@ -302,7 +303,7 @@ mod tests {
             unreachable!()
         };
         assert_eq!(
-            names,
+            names[1..],
             [Dtype::F32.name(), Dtype::F16.name(), Dtype::Bf16.name()]
         );
     }

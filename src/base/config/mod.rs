@@ -13,6 +13,7 @@ mod engine;
 mod json;
 mod keys;
 mod nearest;
+mod optimizer;
 mod parse;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,9 @@ use super::error::{Error, Result};
 
 pub use engine::{BackendChoice, DirectIo, EngineOptions, Policy};
 pub use keys::{Key, Object, keys};
+pub use optimizer::{
+    ChecksumMode, GradientPlace, GradientType, OptimizerOptions, Rounding, StoreMode, SyncMode,
+};
 pub use parse::{Bounds, Directory, Kind};
 use parse::{Value, shown};
 

@@ -14,8 +14,18 @@ pub const ROOT: &str = "tensorswap";
 pub const CONFIG: &str = "tensorswap::config";
 /// The swapper.
 pub const SWAPPER: &str = "tensorswap::swapper";
+/// The store.
+pub const STORE: &str = "tensorswap::store";
 /// The engine: requests, files, backends.
 pub const IO: &str = "tensorswap::io";
+/// Target of events of the optimizer.
+pub const OPTIMIZER: &str = "tensorswap::optimizer";
+
+/// A commit in the background failed.
+pub fn commit_failed(error: &str) {
+    tracing::error!(name: "commit_failed", target: OPTIMIZER, error,
+        "a commit failed; the next call goes back to the last durable step");
+}
 
 /// A known key was given and has no effect.
 pub fn config_key_ignored(key: &str, reason: &str) {
@@ -105,6 +115,33 @@ pub fn slot_not_cleared(slot: u16, errno: i32) {
 pub fn request_error_unseen(error: &str) {
     tracing::error!(name: "request_error_unseen", target: IO, error,
         "a request failed and nobody waited for it before the engine was freed");
+}
+
+/// A store was opened whose last commit had not been finished; its remains were cut off.
+pub fn log_cut(path: &[u8], end: u64, len_bytes: u64) {
+    let path = text_of(path);
+    tracing::info!(name: "log_cut", target: STORE, path = &*path, end, len_bytes,
+        "the remains of an unfinished commit were cut off the log");
+}
+
+/// A store's data file is open for writing, though nobody uses the store.
+pub fn data_still_open(path: &[u8]) {
+    let path = text_of(path);
+    tracing::warn!(name: "data_still_open", target: STORE, path = &*path,
+        "somebody has the store's data open for writing after its user was killed; going on");
+}
+
+/// A log could not be replaced by a shorter one; it goes on being used.
+pub fn log_not_compacted(error: &str) {
+    tracing::warn!(name: "log_not_compacted", target: STORE, error,
+        "the store's log could not be made shorter");
+}
+
+/// A file with gradients could not be removed.
+pub fn gradient_file_left(path: &[u8], errno: i32) {
+    let (path, errno) = (text_of(path), errno_name(errno));
+    tracing::warn!(name: "gradient_file_left", target: OPTIMIZER, path = &*path, errno = &*errno,
+        "a file with gradients could not be removed");
 }
 
 /// A path as a field; bytes that are not UTF-8 are replaced.

@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use super::Mailbox;
+use super::mailbox::Mailbox;
 use crate::base::error::{Error, Result};
 use crate::base::sync::{Condvar, Mutex, lock};
 use crate::io::request::{Direction, Request};

@@ -13,6 +13,7 @@ mod failures;
 mod files;
 mod flight;
 mod lengths;
+mod mailbox;
 mod metadata;
 mod registration;
 mod scheduler;
@@ -22,13 +23,13 @@ mod transfers;
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::backend::{Backend, Reaped, Wake};
+use super::backend::{Backend, Reaped};
 use super::counters::Counters;
 use super::request::Request;
 use super::storage::{Errno, Storage};
@@ -36,12 +37,13 @@ use crate::base::config::{DirectIo, EngineOptions};
 use crate::base::error::{Error, Result};
 use crate::base::observe::events;
 use crate::base::observe::trace::Trace;
-use crate::base::sync::{Condvar, Mutex, lock};
+use crate::base::sync::lock;
 use crate::base::units::{KIB, MIB};
-use crate::memory::{Buffer, Reclaim, Reclaimed};
+use crate::memory::{Buffer, Reclaim};
 use bounce::BouncePool;
 use files::FileTable;
-use metadata::{Metadata, Report};
+use mailbox::{Command, Mailbox};
+use metadata::Metadata;
 use scheduler::{Scheduler, Services};
 
 /// Threads for system calls on files that can block.
@@ -50,9 +52,6 @@ const METADATA_THREADS: usize = 2;
 const ARRIVED_BLOCKS: usize = 8;
 /// Files resolved ahead of the oldest task that is not yet admitted.
 const WINDOW_MAX: usize = 128;
-/// Requests kept for reuse, and the largest list that is.
-const POOL_MAX: usize = 4096;
-const POOLED_SEGMENTS_MAX: usize = 1 << 16;
 
 /// Bounds of the scheduler.
 #[derive(Debug, Clone, Copy)]
@@ -62,120 +61,6 @@ pub(super) struct Limits {
     pub(super) block_bytes: u64,
     pub(super) window: usize,
     pub(super) require_direct: bool,
-}
-
-/// What other threads ask of the driver.
-#[derive(Debug)]
-enum Command {
-    Submit(Arc<Request>),
-    Register {
-        buffer: Buffer,
-        reply: Sender<Result<(), Errno>>,
-    },
-    Reclaim(Reclaimed),
-    /// Answers when everything before it is done.
-    Fence(Sender<()>),
-    Stop,
-}
-
-#[derive(Debug, Default)]
-struct Intake {
-    commands: VecDeque<Command>,
-    /// The driver takes nothing any more.
-    closed: bool,
-}
-
-/// Where other threads leave work for the driver.
-#[derive(Debug, Default)]
-pub(crate) struct Mailbox {
-    intake: Mutex<Intake>,
-    reports: Mutex<Vec<Report>>,
-    /// The driver is about to sleep, or sleeps.
-    sleeping: AtomicBool,
-    waker: OnceLock<Arc<dyn Wake>>,
-    /// Requests to be used again.
-    pool: Mutex<Vec<Arc<Request>>>,
-    /// Requests submitted and not over.
-    live_count: Mutex<usize>,
-    /// No request is taken any more; changed and read under the lock of `live_count`.
-    shut_down: AtomicBool,
-    idle: Condvar,
-    poisoned: AtomicBool,
-    /// A metadata thread panicked: a report is missing for ever.
-    broken: AtomicBool,
-}
-
-impl Mailbox {
-    /// Wakes the driver if it sleeps.
-    fn wake(&self) {
-        // ORDERING: sequentially consistent, against the driver's store of `sleeping` followed by
-        // its look at the queues: either it sees what was just left, or this sees it asleep.
-        if self.sleeping.swap(false, Ordering::SeqCst)
-            && let Some(waker) = self.waker.get()
-        {
-            waker.wake();
-        }
-    }
-
-    /// Leaves a command; gives it back where the driver takes nothing any more.
-    fn send(&self, command: Command) -> std::result::Result<(), Command> {
-        let mut intake = lock(&self.intake);
-        if intake.closed {
-            return Err(command);
-        }
-        intake.commands.push_back(command);
-        drop(intake);
-        self.wake();
-        Ok(())
-    }
-
-    /// Leaves what a metadata thread found out.
-    fn report(&self, reports: &mut Vec<Report>) {
-        if !reports.is_empty() {
-            lock(&self.reports).append(reports);
-            self.wake();
-        }
-    }
-
-    /// Makes the driver give up: a metadata thread will not report.
-    fn break_down(&self) {
-        // ORDERING: release pairs with the acquire in `run`; sequentially consistent against its
-        // look before it sleeps, as in `wake`.
-        self.broken.store(true, Ordering::SeqCst);
-        self.wake();
-    }
-
-    fn is_empty(&self) -> bool {
-        lock(&self.intake).commands.is_empty() && lock(&self.reports).is_empty()
-    }
-
-    /// Takes a request back to be used again.
-    fn recycle(&self, mut request: Arc<Request>) {
-        let reusable = Arc::get_mut(&mut request)
-            .is_some_and(|request| request.segments.capacity() <= POOLED_SEGMENTS_MAX);
-        if reusable {
-            let mut pool = lock(&self.pool);
-            if pool.len() < POOL_MAX {
-                pool.push(request);
-            }
-        }
-    }
-
-    /// Notes that a request is over and its sink was told.
-    fn request_over(&self) {
-        let mut live_count = lock(&self.live_count);
-        *live_count -= 1;
-        if *live_count == 0 {
-            self.idle.notify_all();
-        }
-    }
-}
-
-impl Reclaim for Mailbox {
-    fn reclaim(&self, parts: Reclaimed) {
-        // With the driver gone the ring is closed: what comes back is dropped right here.
-        let _dropped_here = self.send(Command::Reclaim(parts));
-    }
 }
 
 thread_local! {
@@ -288,7 +173,7 @@ impl Driver {
 
     /// An empty request, used before if possible.
     pub(crate) fn blank_request(&self) -> Arc<Request> {
-        lock(&self.mailbox.pool).pop().unwrap_or_default()
+        self.mailbox.blank_request()
     }
 
     /// Takes back a request that was not submitted after all.
@@ -296,10 +181,7 @@ impl Driver {
         if let Some(request) = Arc::get_mut(&mut request) {
             request.clear();
         }
-        let mut pool = lock(&self.mailbox.pool);
-        if pool.len() < POOL_MAX {
-            pool.push(request);
-        }
+        self.mailbox.keep(request);
     }
 
     /// Hands a request over; its sink hears of the end exactly once if this succeeds, and never
@@ -322,11 +204,7 @@ impl Driver {
         match self.mailbox.send(Command::Submit(request)) {
             Ok(()) => Ok(()),
             Err(command) => {
-                let mut live_count = lock(&self.mailbox.live_count);
-                *live_count -= 1;
-                if *live_count == 0 {
-                    self.mailbox.idle.notify_all();
-                }
+                self.mailbox.request_over();
                 let error = if self.is_poisoned() {
                     Error::Poisoned
                 } else {

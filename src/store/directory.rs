@@ -1,0 +1,364 @@
+//! The directory of a store: made, locked, and the files in it by name.
+//!
+//! `<path>/rank<N>/` holds `lock`, `data`, `log`, for moments `log.new`, and the directory
+//! `scratch`. Files are named relative to the open directory and symbolic links among them are
+//! refused, so a store never writes outside of its directory.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::file::{Role, StoreFile};
+use crate::base::error::{Error, IoFailure, Result};
+use crate::base::observe::events;
+use crate::base::units::to_u64;
+use crate::io::{Event, StoreCall, Witness, path_of};
+use crate::sys::{self, Errno, FileKind};
+
+const LOCK: &CStr = c"lock";
+pub(crate) const DATA: &CStr = c"data";
+pub(crate) const LOG: &CStr = c"log";
+pub(crate) const NEW_LOG: &CStr = c"log.new";
+const SCRATCH: &CStr = c"scratch";
+/// How long writes of a killed process are waited for, and how often they are looked for.
+const STRAGGLERS_WAIT_MAX: Duration = Duration::from_secs(5);
+const STRAGGLERS_POLL: Duration = Duration::from_millis(1);
+
+/// A store's directory, locked for as long as this lives.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    directory: OwnedFd,
+    path: CString,
+    witness: Option<Arc<Witness>>,
+    // DROP ORDER: last.
+    lock: Lock,
+}
+
+/// The lock of a directory.
+#[derive(Debug)]
+struct Lock {
+    file: OwnedFd,
+    fork_generation: u32,
+}
+
+impl Lock {
+    /// Unlocks also where a child process has a duplicate of the descriptor; a child leaves its
+    /// parent's lock alone.
+    fn release(&self) {
+        if !sys::forked_since(self.fork_generation) {
+            // An empty lock says that nothing was left under way. Without it the next one waits.
+            let _ = sys::set_len(self.file.as_fd(), 0);
+            // Closing the file does it where this fails.
+            let _ = sys::unlock(self.file.as_fd());
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+impl Directory {
+    /// Opens the directory of a rank below `path`, makes it where `create` says so, and locks it.
+    /// After a process that was killed, waits for the writes that it left under way.
+    ///
+    /// # Errors
+    /// `Locked` where somebody else has it, naming the directory and the process; `Io`.
+    pub(crate) fn open(
+        path: &Path,
+        rank: u32,
+        create: bool,
+        witness: Option<Arc<Witness>>,
+    ) -> Result<Directory> {
+        let own_path = rank_path(path, rank)?;
+        let failed = |operation| move |errno| io_error(operation, path, errno);
+        if create {
+            make_path(path).map_err(failed("mkdir"))?;
+        }
+        let name = CString::new(format!("rank{rank}"))
+            .map_err(|_| Error::Internal("a name with a zero byte".to_owned()))?;
+        let own_failed = |operation| {
+            let own_path = &own_path;
+            move |errno| Error::io(operation, own_path.to_bytes(), None, errno, "")
+        };
+        let parent = sys::open_directory(&c_path(path)?).map_err(failed("open"))?;
+        if create {
+            match sys::make_directory_at(parent.as_fd(), &name) {
+                Ok(()) => sys::sync(parent.as_fd()).map_err(failed("sync"))?,
+                Err(libc::EEXIST) => {}
+                Err(errno) => return Err(own_failed("mkdir")(errno)),
+            }
+        }
+        let directory =
+            sys::open_directory_at(parent.as_fd(), &name).map_err(own_failed("open"))?;
+        let (lock, was_left_locked) = take_lock(directory.as_fd(), &own_path)?;
+        if was_left_locked {
+            await_writes_of_the_dead(&join(&own_path, DATA));
+        }
+        Ok(Directory {
+            directory,
+            path: own_path,
+            witness,
+            lock,
+        })
+    }
+
+    pub(crate) fn path(&self) -> &CStr {
+        &self.path
+    }
+
+    /// Lets others have the directory; nothing in it is used any more.
+    pub(crate) fn unlock(&self) {
+        self.lock.release();
+    }
+
+    pub(crate) fn path_of(&self, name: &CStr) -> CString {
+        join(&self.path, name)
+    }
+
+    fn failed(&self, operation: &'static str, name: &CStr, errno: Errno) -> Error {
+        Error::io(operation, self.path_of(name).to_bytes(), None, errno, "")
+    }
+
+    /// Makes a file, over any that has the name.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn create(&self, name: &CStr, role: Role) -> Result<StoreFile> {
+        self.remove(name)?;
+        let file = sys::open_at(self.directory.as_fd(), name, true)
+            .map_err(|errno| self.failed("create", name, errno))?;
+        let path = self.path_of(name);
+        if let Some(witness) = &self.witness {
+            let path = path_of(&path);
+            witness.note_file(file.as_fd(), true, |file| Event::Create { file, path });
+        }
+        Ok(StoreFile::new(file, path, role, self.witness.clone()))
+    }
+
+    /// Opens a file; `None` where there is none.
+    ///
+    /// # Errors
+    /// `Corrupt` where something else has its name; `Io`.
+    pub(crate) fn open_file(&self, name: &CStr, role: Role) -> Result<Option<StoreFile>> {
+        let foreign = |errno| {
+            Error::Corrupt(Box::new(IoFailure {
+                operation: "open",
+                path: self.path_of(name).to_string_lossy().into_owned(),
+                offset_bytes: None,
+                errno,
+                detail: "a store keeps regular files only".to_owned(),
+            }))
+        };
+        let file = match sys::open_at(self.directory.as_fd(), name, false) {
+            Ok(file) => file,
+            Err(libc::ENOENT) => return Ok(None),
+            Err(errno @ (libc::ELOOP | libc::EISDIR | libc::ENXIO)) => return Err(foreign(errno)),
+            Err(errno) => return Err(self.failed("open", name, errno)),
+        };
+        let status = sys::fstat(file.as_fd()).map_err(|errno| self.failed("stat", name, errno))?;
+        if status.kind != FileKind::Regular {
+            return Err(foreign(0));
+        }
+        let (path, witness) = (self.path_of(name), self.witness.clone());
+        Ok(Some(StoreFile::new(file, path, role, witness)))
+    }
+
+    /// Removes a file, if there is one.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn remove(&self, name: &CStr) -> Result<()> {
+        match sys::unlink_at(self.directory.as_fd(), name) {
+            Ok(()) => {
+                self.note(|| Event::Remove {
+                    path: path_of(&self.path_of(name)),
+                });
+                Ok(())
+            }
+            Err(libc::ENOENT) => Ok(()),
+            Err(errno) => Err(self.failed("remove", name, errno)),
+        }
+    }
+
+    /// Puts the new log in place of the log, in one step.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn replace_log(&self, new: &mut StoreFile) -> Result<()> {
+        let failed = |errno| self.failed("rename", NEW_LOG, errno);
+        self.strike(StoreCall::Rename).map_err(failed)?;
+        sys::rename_at(self.directory.as_fd(), NEW_LOG, LOG).map_err(failed)?;
+        let path = self.path_of(LOG);
+        self.note(|| Event::Rename {
+            from: path_of(new.path()),
+            to: path_of(&path),
+        });
+        new.renamed(path, Role::Log);
+        Ok(())
+    }
+
+    /// Waits until the names in the directory are on storage. Never to be tried again after a
+    /// failure.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn sync(&self) -> Result<()> {
+        let failed = |errno| Error::io("sync", self.path.to_bytes(), None, errno, "");
+        self.strike(StoreCall::SyncDirectory).map_err(failed)?;
+        self.note(|| Event::SyncDirectory {
+            path: path_of(&self.path),
+        });
+        sys::sync(self.directory.as_fd()).map_err(failed)
+    }
+
+    /// Makes the directory for files that do not outlive the process, or empties it; returns its
+    /// path.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn prepare_scratch(&self) -> Result<CString> {
+        let failed = |operation| move |errno| self.failed(operation, SCRATCH, errno);
+        match sys::make_directory_at(self.directory.as_fd(), SCRATCH) {
+            Ok(()) | Err(libc::EEXIST) => {}
+            Err(errno) => return Err(failed("mkdir")(errno)),
+        }
+        let scratch =
+            sys::open_directory_at(self.directory.as_fd(), SCRATCH).map_err(failed("open"))?;
+        for name in sys::names_in(scratch.as_fd()).map_err(failed("list"))? {
+            sys::unlink_at(scratch.as_fd(), &name).map_err(failed("empty"))?;
+        }
+        Ok(self.path_of(SCRATCH))
+    }
+
+    fn strike(&self, call: StoreCall) -> Result<(), Errno> {
+        match &self.witness {
+            Some(witness) => witness.strike(call),
+            None => Ok(()),
+        }
+    }
+
+    fn note(&self, event: impl FnOnce() -> Event) {
+        if let Some(witness) = &self.witness {
+            witness.note(event());
+        }
+    }
+}
+
+/// The directory of a rank.
+pub(crate) fn rank_path(path: &Path, rank: u32) -> Result<CString> {
+    c_path(&path.join(format!("rank{rank}")))
+}
+
+pub(crate) fn join(path: &CStr, name: &CStr) -> CString {
+    let bytes = [path.to_bytes(), b"/", name.to_bytes()].concat();
+    // Neither part has a zero byte.
+    CString::new(bytes).unwrap_or_default()
+}
+
+fn c_path(path: &Path) -> Result<CString> {
+    CString::new(path.as_os_str().as_bytes())
+        .map_err(|_| Error::invalid("a path contains a zero byte"))
+}
+
+fn io_error(operation: &'static str, path: &Path, errno: Errno) -> Error {
+    Error::io(operation, path.as_os_str().as_bytes(), None, errno, "")
+}
+
+/// Makes a directory and those above it, each of them synced into the one that holds it.
+fn make_path(path: &Path) -> Result<(), Errno> {
+    let errno_of = |error: std::io::Error| error.raw_os_error().unwrap_or(libc::EIO);
+    let missing: Vec<&Path> = path
+        .ancestors()
+        .take_while(|path| !path.as_os_str().is_empty() && !path.exists())
+        .collect();
+    for directory in missing.into_iter().rev() {
+        match std::fs::DirBuilder::new().mode(0o700).create(directory) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(errno_of(error));
+            }
+            _ => {}
+        }
+        let above = directory
+            .parent()
+            .filter(|path| !path.as_os_str().is_empty());
+        let above = std::fs::File::open(above.unwrap_or(Path::new("."))).map_err(errno_of)?;
+        sys::sync(above.as_fd())?;
+    }
+    Ok(())
+}
+
+/// Waits until no write of a killed process is under way any more.
+///
+/// The lock of a process goes when it is killed, but direct writes that it had submitted are still
+/// carried out, into slots that this process is about to write as well. The kernel keeps the file
+/// open for them, which can be asked. BOUND: in the end it goes on all the same, because somebody
+/// else may have the file open for no reason of ours; checksums tell what came of it.
+fn await_writes_of_the_dead(data: &CStr) {
+    let path = Path::new(std::ffi::OsStr::from_bytes(data.to_bytes()));
+    let open = std::fs::File::options()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path);
+    let Ok(file) = open else {
+        return;
+    };
+    let started = Instant::now();
+    while sys::is_open_for_writing(file.as_fd()) == Ok(true) {
+        if started.elapsed() > STRAGGLERS_WAIT_MAX {
+            return events::data_still_open(data.to_bytes());
+        }
+        std::thread::sleep(STRAGGLERS_POLL);
+    }
+}
+
+/// Locks the directory, or says who has it; and whether whoever had it last let go of it in order.
+fn take_lock(directory: BorrowedFd<'_>, path: &CStr) -> Result<(Lock, bool)> {
+    let lock_path = join(path, LOCK);
+    let failed = |errno| Error::io("lock", lock_path.to_bytes(), None, errno, "");
+    let lock = sys::open_at(directory, LOCK, true).map_err(failed)?;
+    match sys::lock_exclusive(lock.as_fd()) {
+        Ok(()) => {}
+        Err(libc::EWOULDBLOCK) => return Err(locked(lock.as_fd(), path)),
+        Err(errno) => return Err(failed(errno)),
+    }
+    let was_left_locked = sys::read_at(lock.as_fd(), &mut [0], 0) != Ok(0);
+    // For the message of those who come second; without it the lock is as good.
+    let holder = format!("{}\n", std::process::id());
+    if sys::set_len(lock.as_fd(), 0).is_ok() {
+        let _ = sys::write_at(lock.as_fd(), holder.as_bytes(), 0);
+    }
+    let lock = Lock {
+        file: lock,
+        fork_generation: sys::fork_generation(),
+    };
+    Ok((lock, was_left_locked))
+}
+
+fn locked(lock: BorrowedFd<'_>, path: &CStr) -> Error {
+    let mut text = [0; 20];
+    let len = sys::read_at(lock, &mut text, 0).unwrap_or(0);
+    let holder: Option<u64> = std::str::from_utf8(&text[..len])
+        .ok()
+        .and_then(|text| text.trim_end().parse().ok());
+    let detail = match holder {
+        Some(pid) if pid == to_u64(std::process::id() as usize) => {
+            format!("this process ({pid}) uses the store already")
+        }
+        Some(pid) => format!("process {pid} uses the store"),
+        None => "another process uses the store".to_owned(),
+    };
+    Error::Locked(Box::new(IoFailure {
+        operation: "lock",
+        path: path.to_string_lossy().into_owned(),
+        offset_bytes: None,
+        errno: libc::EWOULDBLOCK,
+        detail,
+    }))
+}

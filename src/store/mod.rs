@@ -1,0 +1,41 @@
+//! The store: records on storage, crash-consistent.
+//!
+//! Owns a directory with a lock, one data file in which every record has two slots, and a log that
+//! says which slot of which record counts. The bytes of records are moved by the engine; the store
+//! reserves their space, syncs them, and makes versions of them durable by one entry in the log.
+//! Never writes to the data file beyond its header, never changes what a log holds but by cutting
+//! off what no reader could read, never opens with anything but what was committed last.
+//! `docs/FORMAT.md` describes every byte.
+//!
+//! [`layout`], [`version`], [`entry`], [`header`], [`table`] and [`replay`] are pure.
+//! Any thread may call [`Store`]; calls run on the thread of the caller.
+
+mod directory;
+mod entry;
+mod file;
+mod fuzz;
+mod header;
+pub(crate) mod layout;
+mod log_file;
+mod replay;
+mod reservation;
+#[expect(
+    clippy::module_inception,
+    reason = "named after the one type that others use"
+)]
+pub(crate) mod store;
+mod table;
+pub(crate) mod version;
+
+#[cfg(test)]
+mod power_cut_tests;
+#[cfg(test)]
+mod replay_tests;
+#[cfg(test)]
+mod store_tests;
+
+pub(crate) use fuzz::read_any_log;
+pub use layout::STATES_MAX;
+pub(crate) use layout::{BLOCK_BYTES, Layout, StateSpec};
+pub(crate) use store::Store;
+pub(crate) use version::Version;

@@ -1,0 +1,245 @@
+//! The power fails after every single change of storage, and whatever the disk may have kept of
+//! what was not synced, the store opens at the last commit or at the one that was being made.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use super::Version;
+use super::store::Store;
+use super::store_tests::{config_of, open, state, version, witnessed};
+use crate::base::dtype::Dtype;
+use crate::io::tensor::KEEP_LENGTH;
+use crate::io::{Engine, Tensor, Witness};
+
+/// What the store held after a commit.
+#[derive(Debug, Clone, PartialEq)]
+struct Snapshot {
+    /// Events noted when the commit began and when it had returned.
+    events: (usize, usize),
+    step: u64,
+    user_data: Vec<u8>,
+    /// By id.
+    versions: HashMap<u64, Option<Version>>,
+}
+
+fn snapshot(store: &Store, events: (usize, usize)) -> Snapshot {
+    let records = (0..store.records_len()).map(|index| u32::try_from(index).unwrap());
+    Snapshot {
+        events,
+        step: store.step(),
+        user_data: store.user_data(),
+        versions: records
+            .map(|index| store.record(index).unwrap())
+            .map(|record| (record.id, record.durable))
+            .collect(),
+    }
+}
+
+/// The bytes of one version of a record.
+fn content(id: u64, generation: u32, len_bytes: u64) -> Vec<u8> {
+    let salt = u8::try_from((id * 31 + u64::from(generation) * 7) % 251).unwrap();
+    (0..len_bytes)
+        .map(|at| salt ^ u8::try_from(at % 253).unwrap())
+        .collect()
+}
+
+/// Writes a version of each record into the slot that is not durable; returns the versions.
+#[expect(unsafe_code, reason = "tensors are made of the test's own memory")]
+fn write_versions(engine: &Engine, store: &Store, indices: &[u32]) -> Vec<(u32, Version)> {
+    let mut memory = Vec::new();
+    let mut changes = Vec::new();
+    for index in indices {
+        let record = store.record(*index).unwrap();
+        let next = record.durable.map_or(version(0, 1), |durable| {
+            version(1 - durable.slot, durable.generation + 1)
+        });
+        let extent_bytes = store.layout().extent_bytes(record.numel);
+        let offset = record.offset + u64::from(next.slot) * extent_bytes;
+        memory.push((offset, content(record.id, next.generation, extent_bytes)));
+        changes.push((*index, next));
+    }
+    let tensors: Vec<Tensor> = memory
+        .iter_mut()
+        .map(|(offset, bytes)| {
+            // SAFETY: the bytes stay as they are until the request has been waited for below.
+            let tensor =
+                unsafe { Tensor::new(bytes.as_mut_ptr(), bytes.len() as u64, Dtype::Bytes) };
+            tensor
+                .unwrap()
+                .at(*offset)
+                .unwrap()
+                .with_flags(KEEP_LENGTH)
+                .unwrap()
+        })
+        .collect();
+    let paths = vec![store.data_path(); tensors.len()];
+    if !tensors.is_empty() {
+        let ticket = engine.swap_out(&tensors, &paths).unwrap();
+        let done = engine.wait(ticket, None).unwrap();
+        done.outcome.unwrap();
+    }
+    changes
+}
+
+/// Opens what a power cut left, and checks that it is one of two commits, data and all.
+fn check_image(image: &Path, commits: &[Snapshot], events_len: usize, seed: u64) {
+    let plain = Engine::new(&config_of("threads")).unwrap();
+    let place = format!("{events_len} events, seed {seed}");
+    let store = open(&plain, image).unwrap_or_else(|error| panic!("{place}: {error}"));
+    let returned = commits
+        .iter()
+        .rev()
+        .find(|commit| commit.events.1 <= events_len);
+    let begun = commits
+        .iter()
+        .rev()
+        .find(|commit| commit.events.0 < events_len);
+    let found = snapshot(&store, (0, 0));
+    let matches = |commit: Option<&Snapshot>| match commit {
+        Some(commit) => {
+            Snapshot {
+                events: (0, 0),
+                ..commit.clone()
+            } == found
+        }
+        None => (found.step, found.versions.len()) == (0, 0),
+    };
+    assert!(
+        matches(returned) || matches(begun),
+        "{place}: step {} was found, after {:?} and {:?}",
+        found.step,
+        returned.map(|commit| commit.step),
+        begun.map(|commit| commit.step)
+    );
+    let data = fs::File::open(image.join("rank0/data")).unwrap();
+    for index in 0..store.records_len() {
+        let record = store.record(u32::try_from(index).unwrap()).unwrap();
+        let Some(durable) = record.durable else {
+            continue;
+        };
+        let extent_bytes = store.layout().extent_bytes(record.numel);
+        let offset = record.offset + u64::from(durable.slot) * extent_bytes;
+        let mut bytes = vec![0; usize::try_from(extent_bytes).unwrap()];
+        data.read_exact_at(&mut bytes, offset).unwrap();
+        let expected = content(record.id, durable.generation, extent_bytes);
+        assert!(
+            bytes == expected,
+            "{place}: parameter {} is torn",
+            record.id
+        );
+    }
+    // It is a store as any other.
+    store.commit(found.step + 1, &[], None).unwrap();
+    drop(store);
+    assert_eq!(open(&plain, image).unwrap().step(), found.step + 1);
+}
+
+fn cut(witness: &Witness, root: &Path, commits: &[Snapshot], events_len: usize, seed: u64) {
+    let image = tempfile::tempdir().unwrap();
+    witness
+        .power_cut(events_len, seed, root, image.path())
+        .unwrap();
+    check_image(image.path(), commits, events_len, seed);
+}
+
+#[test]
+fn a_power_cut_at_any_moment_leaves_the_last_commit_or_the_one_under_way() {
+    let place = tempfile::tempdir().unwrap();
+    let (engine, witness) = witnessed();
+    let mut commits = Vec::new();
+    let mut store = open(&engine, place.path()).unwrap();
+    store.add_state(state("master")).unwrap();
+    store.add_state(state("exp_avg")).unwrap();
+    for id in 1..=3 {
+        store.add_record(id, Some("layer"), id * 700).unwrap();
+    }
+    for step in 0..7_u64 {
+        if step == 3 {
+            // More than one sector of entries.
+            for id in 10..24 {
+                store.add_record(id, Some(&"n".repeat(100)), 1).unwrap();
+            }
+        }
+        if step == 5 {
+            drop(store);
+            store = open(&engine, place.path()).unwrap();
+        }
+        let indices: Vec<u32> = (0..3)
+            .filter(|index| (step + index) % 3 != 2)
+            .map(|index| index as u32)
+            .collect();
+        let changes = write_versions(&engine, &store, &indices);
+        let begun = witness.events_len();
+        let user_data = vec![u8::try_from(step).unwrap(); 700];
+        store.commit(step, &changes, Some(&user_data)).unwrap();
+        commits.push(snapshot(&store, (begun, witness.events_len())));
+    }
+    for events_len in 0..=witness.events_len() {
+        for seed in [0, 1, 2 + events_len as u64, 1 << 40 | events_len as u64] {
+            cut(&witness, place.path(), &commits, events_len, seed);
+        }
+    }
+}
+
+#[test]
+fn a_power_cut_while_the_log_is_replaced_loses_nothing() {
+    let place = tempfile::tempdir().unwrap();
+    let (engine, witness) = witnessed();
+    let store = open(&engine, place.path()).unwrap();
+    store.add_state(state("master")).unwrap();
+    store.add_state(state("exp_avg")).unwrap();
+    store.add_record(5, None, 3000).unwrap();
+    let mut commits: Vec<Snapshot> = Vec::new();
+    for step in 1..=7_u64 {
+        let changes = write_versions(&engine, &store, &[0]);
+        let begun = witness.events_len();
+        let big = 1 << if step < 6 { 20 } else { 10 };
+        let user_data = vec![u8::try_from(step).unwrap(); big];
+        store.commit(step, &changes, Some(&user_data)).unwrap();
+        commits.push(snapshot(&store, (begun, witness.events_len())));
+    }
+    let replaced = witness
+        .events()
+        .iter()
+        .rposition(|event| matches!(event, crate::io::Event::Rename { .. }))
+        .unwrap();
+    assert!(replaced > commits[2].events.1, "the log was not replaced");
+    for events_len in replaced - 6..=witness.events_len() {
+        for seed in [0, 1, 77 + events_len as u64] {
+            cut(&witness, place.path(), &commits, events_len, seed);
+        }
+    }
+}
+
+#[test]
+fn a_power_cut_after_a_failed_append_leaves_no_mixture_of_two_attempts() {
+    let place = tempfile::tempdir().unwrap();
+    let (engine, witness) = witnessed();
+    let store = open(&engine, place.path()).unwrap();
+    store.add_state(state("master")).unwrap();
+    store.add_state(state("exp_avg")).unwrap();
+    store.add_record(1, None, 100).unwrap();
+    let mut commits = Vec::new();
+    for step in 1..=4_u64 {
+        let changes = write_versions(&engine, &store, &[0]);
+        for id in 0..9 {
+            store
+                .add_record(step * 100 + id, Some(&"n".repeat(90)), 1)
+                .unwrap();
+        }
+        let begun = witness.events_len();
+        witness.fail(crate::io::StoreCall::AppendInPart, 0, 1, libc::ENOSPC);
+        store
+            .commit(90 + step, &changes, Some(&[9; 600]))
+            .unwrap_err();
+        store.commit(step, &changes, Some(&[7; 500])).unwrap();
+        commits.push(snapshot(&store, (begun, witness.events_len())));
+    }
+    for events_len in commits[0].events.0..=witness.events_len() {
+        for seed in [0, 1, 5 + events_len as u64, 1 << 33 | events_len as u64] {
+            cut(&witness, place.path(), &commits, events_len, seed);
+        }
+    }
+}

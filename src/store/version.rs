@@ -1,0 +1,21 @@
+//! One version of a record.
+
+use super::layout::STATES_MAX;
+
+/// A record has two slots, and one of them may be written while the other one is durable.
+pub(crate) const SLOTS: u8 = 2;
+
+/// Where one version of a record lies, and what it must look like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Version {
+    /// 0 or 1.
+    pub(crate) slot: u8,
+    /// A bit for each state that is all zeros and was not written.
+    pub(crate) zero_states: u8,
+    /// Whether `checksums` were computed.
+    pub(crate) checked: bool,
+    /// Counts the versions of this record, from 1.
+    pub(crate) generation: u32,
+    /// CRC-32C of each state's image, without its padding; 0 for states that are zero.
+    pub(crate) checksums: [u32; STATES_MAX],
+}

@@ -1,0 +1,947 @@
+//! Random calls, valid and invalid, against a model in plain vectors that tells the status of each
+//! and all data: whatever is called in whatever order, the object answers, stays usable, and holds
+//! what it should, also after it was dropped and the store opened again.
+//!
+//! `TSW_TEST_SEED=N` runs one seed alone, `TSW_TEST_CALLS=N` only its first calls.
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::print_stderr,
+    reason = "a test"
+)]
+
+mod support;
+mod training;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::CString;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use support::*;
+use tempfile::TempDir;
+use tensorswap::base::dtype::Dtype;
+use tensorswap::base::error::{Error, Status};
+use tensorswap::io::{Engine, Tensor};
+use tensorswap::optimizer::{NO_PARAMETER, Optimizer, ParameterView, Partition};
+use training::*;
+
+const PARAMETERS_MAX: usize = 14;
+const CALLS: usize = 400;
+const SEEDS: u64 = 8;
+
+/// An open step.
+#[derive(Default)]
+struct Step {
+    remaining: BTreeSet<u64>,
+    out: BTreeMap<u64, ParameterView>,
+    /// Changed and given back.
+    changed: BTreeSet<u64>,
+    /// A view was given out.
+    has_given: bool,
+    /// `step_next` has said that there is no more.
+    has_ended: bool,
+    is_aborted: bool,
+}
+
+/// What can be found when the store is opened again.
+#[derive(Clone)]
+struct Saved {
+    model: Model,
+    known: Vec<u64>,
+    durable: BTreeSet<u64>,
+    user_data: Vec<u8>,
+}
+
+struct World {
+    random: Random,
+    log: Vec<String>,
+    directory: TempDir,
+    settings: Vec<(&'static str, &'static str)>,
+    engine: Engine,
+    optimizer: Option<Optimizer>,
+    /// What all calls so far have made of the records.
+    now: Model,
+    user_data: Vec<u8>,
+    /// Parameters in the order of their first registration.
+    known: Vec<u64>,
+    attached: BTreeSet<u64>,
+    step: Option<Step>,
+    /// Views out one by one.
+    held: BTreeMap<u64, ParameterView>,
+    /// The parameter that is prefetched.
+    ahead: Option<u64>,
+    /// A `swap_out_state` since the last commit: the next one counts a step.
+    is_swapped_out: bool,
+    /// Parameters of which a version was committed, and those changed since the last commit.
+    durable: BTreeSet<u64>,
+    pending: BTreeSet<u64>,
+    /// Those among them that storage has a further version of.
+    rewritten: BTreeSet<u64>,
+    /// The last explicit commit, and the ends of steps since.
+    saved: Vec<Saved>,
+}
+
+impl World {
+    fn new(seed: u64, backend: &'static str) -> World {
+        let mut random = Random(seed);
+        let flag = ["true", "false"];
+        let settings = vec![
+            ("backend", backend),
+            ("sync", *random.pick(&["none", "commit"])),
+            ("views_max", *random.pick(&["1", "2", "3"])),
+            ("cache_bytes", *random.pick(&["0", "300KiB", "1GiB"])),
+            ("pipeline_read", *random.pick(&flag)),
+            ("pipeline_write", *random.pick(&flag)),
+            ("gradients", *random.pick(&["memory", "disk", "auto"])),
+            ("checksum", *random.pick(&["off", "verify"])),
+        ];
+        let types = *random.pick(&[F32, BF16_MOMENTS, F16]);
+        let mut world = World {
+            directory: directory(),
+            engine: engine(&[("backend", backend), ("block_bytes", "64KiB")]),
+            optimizer: None,
+            now: Model::new(&types),
+            user_data: Vec::new(),
+            known: Vec::new(),
+            attached: BTreeSet::new(),
+            step: None,
+            held: BTreeMap::new(),
+            ahead: None,
+            is_swapped_out: false,
+            durable: BTreeSet::new(),
+            pending: BTreeSet::new(),
+            rewritten: BTreeSet::new(),
+            saved: Vec::new(),
+            log: vec![format!("{settings:?} {types:?}")],
+            settings,
+            random,
+        };
+        world.saved.push(world.save());
+        world.open();
+        world
+    }
+
+    fn is(&self, key: &str, value: &str) -> bool {
+        self.settings.contains(&(key, value))
+    }
+
+    fn views_max(&self) -> usize {
+        let setting = self.settings.iter().find(|(key, _)| *key == "views_max");
+        setting.unwrap().1.parse().unwrap()
+    }
+
+    fn save(&self) -> Saved {
+        let mut model = self.now.clone();
+        model.end_gradients();
+        Saved {
+            model,
+            known: self.known.clone(),
+            durable: self.durable.clone(),
+            user_data: self.user_data.clone(),
+        }
+    }
+
+    fn note_rewritten(&mut self, id: u64) {
+        self.pending.insert(id);
+        self.rewritten.insert(id);
+    }
+
+    /// A commit that nobody has to wait for has all that is done.
+    fn note_commit(&mut self) {
+        self.durable.append(&mut self.pending);
+        self.rewritten.clear();
+        self.saved.push(self.save());
+    }
+
+    fn optimizer(&self) -> &Optimizer {
+        self.optimizer.as_ref().unwrap()
+    }
+
+    /// No view is out, no step is open, nothing is prefetched.
+    fn is_idle(&self) -> bool {
+        self.step.is_none() && self.held.is_empty() && self.ahead.is_none()
+    }
+
+    fn open(&mut self) {
+        let types = self.now.types.clone();
+        let opened = try_open(&self.engine, self.directory.path(), &self.settings, &types);
+        self.optimizer = Some(opened.unwrap());
+    }
+
+    /// Checks the outcome of a call against the errors that are possible; none means success.
+    fn settle<T>(&mut self, call: &str, result: Result<T, Error>, errors: &[Status]) -> Option<T> {
+        let status = result.as_ref().map_or_else(Error::status, |_| Status::Ok);
+        self.log.push(format!("{call}: {status:?}"));
+        let is_expected = match errors {
+            [] => status == Status::Ok,
+            _ => errors.contains(&status),
+        };
+        let text = result.as_ref().err().map(ToString::to_string);
+        assert!(is_expected, "{call}: {status:?} {text:?}, not {errors:?}");
+        result.ok()
+    }
+
+    /// An id that is mostly usable, sometimes not attached or never seen.
+    fn id(&mut self) -> u64 {
+        let attached: Vec<u64> = self.attached.iter().copied().collect();
+        match self.random.below(12) {
+            0 => self.random.next() >> 50,
+            1 if !self.known.is_empty() => *self.random.pick(&self.known),
+            _ if attached.is_empty() => 77,
+            _ => *self.random.pick(&attached),
+        }
+    }
+
+    fn numel(&self, id: u64) -> usize {
+        self.now.records.get(&id).map_or(10, |record| record.numel)
+    }
+
+    /// What a call about `id` meets unless it may be made now.
+    fn errors_of(&self, id: u64) -> Vec<Status> {
+        let mut errors = Vec::new();
+        if !self.attached.contains(&id) {
+            errors.push(Status::UnknownParameter);
+        }
+        if self.step.is_some() || self.held.contains_key(&id) {
+            errors.push(Status::Busy);
+        }
+        errors
+    }
+
+    /// The same for a call that needs room for one record more than the caller's views.
+    fn with_room(&self, mut errors: Vec<Status>) -> Vec<Status> {
+        if self.held.len() == self.views_max() {
+            if errors.is_empty() {
+                errors.push(Status::Ok);
+            }
+            errors.push(Status::NoBuffers);
+        }
+        errors
+    }
+
+    fn add_parameter(&mut self) {
+        if !self.is_idle() {
+            return;
+        }
+        let id = match self.random.below(8) {
+            0 => NO_PARAMETER,
+            1 | 2 if !self.known.is_empty() => *self.random.pick(&self.known),
+            _ => self.random.next() >> 50,
+        };
+        let is_known = self.known.contains(&id);
+        if !is_known && self.known.len() == PARAMETERS_MAX {
+            return;
+        }
+        let longest = *self.random.pick(&[3, 2000, 30_000]);
+        let numel = match self.random.below(10) {
+            0 => 0,
+            1 => 1 + self.random.below(longest),
+            _ if is_known => self.numel(id),
+            _ => 1 + self.random.below(longest),
+        };
+        let mut errors = Vec::new();
+        if numel == 0 || id == NO_PARAMETER || self.attached.contains(&id) {
+            errors.push(Status::InvalidArgument);
+        }
+        if is_known && numel != self.numel(id) {
+            errors.push(Status::SizeMismatch);
+        }
+        let name = format!("p{id}");
+        let result = self
+            .optimizer()
+            .add_parameter(id, Some(&name), numel as u64);
+        if self
+            .settle(&format!("add_parameter {id}"), result, &errors)
+            .is_some()
+        {
+            self.attached.insert(id);
+            if !is_known {
+                self.known.push(id);
+                self.now.add(id, numel);
+            }
+        }
+    }
+
+    fn add_state(&mut self) {
+        if self.attached.is_empty() {
+            return;
+        }
+        let result = self.optimizer().add_state("late", Dtype::F32, Dtype::F32);
+        self.settle("add_state", result, &[Status::InvalidArgument]);
+    }
+
+    fn initialize(&mut self) {
+        let mut ids: Vec<u64> = (0..1 + self.random.below(3)).map(|_| self.id()).collect();
+        let mut errors: Vec<Status> = ids.iter().flat_map(|id| self.errors_of(*id)).collect();
+        if self.random.one_in(8) {
+            ids.push(ids[0]);
+        }
+        if ids.iter().collect::<BTreeSet<_>>().len() < ids.len() {
+            errors.push(Status::InvalidArgument);
+        }
+        let dtype = self.now.types[0].1;
+        let is_short = self.random.one_in(10);
+        let mut memory: Vec<Vec<u8>> = Vec::new();
+        for id in &ids {
+            let numel = self.numel(*id) - usize::from(is_short);
+            memory.push(to_bytes(&values(numel, self.random.next()), dtype));
+        }
+        if is_short {
+            errors.extend([Status::InvalidArgument, Status::SizeMismatch]);
+        }
+        let errors = self.with_room(errors);
+        let sources: Vec<Tensor> = memory.iter_mut().map(|m| elements(m, dtype)).collect();
+        let result = self.optimizer().initialize_parameters(&ids, &sources);
+        if self
+            .settle(&format!("initialize {ids:?}"), result, &errors)
+            .is_some()
+        {
+            for (id, bytes) in ids.iter().zip(&memory) {
+                self.set_fresh(*id, &from_bytes(bytes, dtype));
+            }
+        }
+    }
+
+    /// A master from outside: the moments begin anew.
+    fn set_fresh(&mut self, id: u64, master: &[f32]) {
+        self.note_rewritten(id);
+        let zeros = vec![0.0; master.len()];
+        self.now.set(id, 0, master);
+        for state in 1..self.now.types.len() {
+            self.now.set(id, state, &zeros);
+        }
+    }
+
+    /// Pieces in memory and in a raw file, which cover a parameter, or do not.
+    fn initialize_from_swapped(&mut self) {
+        let id = self.id();
+        let mut errors = self.errors_of(id);
+        let numel = self.numel(id);
+        let cut = self.random.below(numel + 1);
+        let gap = usize::from(self.random.one_in(8) && cut > 0);
+        if gap > 0 {
+            errors.push(Status::InvalidArgument);
+        }
+        let master = rounded(&values(numel, self.random.next()), Dtype::F16);
+        let mut head = to_bytes(&master[..cut - gap], Dtype::F16);
+        let mut tail = to_bytes(&master[cut..], Dtype::F16);
+        let file = path(self.directory.path(), "partition");
+        let at = *self.random.pick(&[0, 2, 513, 4096]);
+        let content = [vec![0xEE; at], tail.clone()].concat();
+        std::fs::write(self.directory.path().join("partition"), content).unwrap();
+        let is_stored = !self.is("backend", "memory");
+        if is_stored {
+            tail.fill(0);
+        }
+        let piece = |offset: usize, tensor: Tensor, path| Partition {
+            parameter_id: id,
+            offset: offset as u64,
+            tensor,
+            path,
+        };
+        let stored: Option<&CString> = is_stored.then_some(&file);
+        let tail = elements(&mut tail, Dtype::F16).at(at as u64).unwrap();
+        let mut pieces = vec![
+            piece(0, elements(&mut head, Dtype::F16), None),
+            piece(cut, tail, stored.map(CString::as_c_str)),
+        ];
+        pieces.retain(|piece| piece.tensor.len_bytes() > 0);
+        if pieces.is_empty() {
+            return;
+        }
+        if self.random.one_in(2) {
+            pieces.reverse();
+        }
+        let errors = self.with_room(errors);
+        let result = self.optimizer().initialize_from_swapped(&pieces);
+        if self
+            .settle("initialize_from_swapped", result, &errors)
+            .is_some()
+        {
+            self.set_fresh(id, &master);
+        }
+    }
+
+    fn gradient(&mut self) {
+        let id = self.id();
+        if !self.is_idle() {
+            return;
+        }
+        let mut errors = self.errors_of(id);
+        let numel = self.numel(id);
+        let dtype = self.now.types[0].1;
+        let offset = self.random.below(numel);
+        let len = 1 + self.random.below(numel - offset);
+        let beyond = usize::from(self.random.one_in(12)) * (numel - offset - len + 1);
+        if beyond > 0 {
+            errors.push(Status::InvalidArgument);
+        }
+        let slope = rounded(&values(len + beyond, self.random.next()), dtype);
+        let mut bytes = to_bytes(&slope, dtype);
+        let tensor = elements(&mut bytes, dtype);
+        let result = self
+            .optimizer()
+            .swap_out_gradients(id, &[offset as u64], &[tensor]);
+        if self
+            .settle(&format!("swap_out_gradients {id}"), result, &errors)
+            .is_some()
+        {
+            self.now.add_gradient(id, offset, &slope, false);
+        }
+    }
+
+    fn around_backward(&mut self) {
+        if !self.is_idle() {
+            return;
+        }
+        let (name, result) = match self.random.below(4) {
+            0 => ("pre_backward", self.optimizer().pre_backward()),
+            1 => ("post_backward", self.optimizer().post_backward()),
+            2 => ("flush_gradients", self.optimizer().flush_gradients()),
+            _ => ("discard_gradients", self.optimizer().discard_gradients()),
+        };
+        self.settle(name, result, &[]);
+        if name == "discard_gradients" {
+            self.now.end_gradients();
+        }
+    }
+
+    fn gradient_norm(&mut self) {
+        let id = self.id();
+        if !self.is_idle() {
+            return;
+        }
+        let errors = self.errors_of(id);
+        let result = self.optimizer().gradient_norm(id);
+        if let Some(norm) = self.settle(&format!("gradient_norm {id}"), result, &errors) {
+            let gradient = self.now.records[&id].gradient.iter().flatten();
+            let expected: f64 = gradient.map(|value| f64::from(*value).powi(2)).sum();
+            let difference = (norm.sum_of_squares - expected).abs();
+            assert!(difference <= 1e-9 * expected, "{norm:?} {expected}");
+            assert_eq!(norm.nonfinite_count, 0);
+        }
+    }
+
+    /// A view shows the record as it is, and its gradient.
+    fn check_view(&self, view: &ParameterView) {
+        let record = &self.now.records[&view.id];
+        assert_eq!(view.numel, record.numel as u64);
+        for (state, found) in view.states().enumerate() {
+            assert!(load(found) == record.states[state], "{} {state}", view.id);
+        }
+        let gradient = view.gradient().map(load);
+        assert!(gradient == record.gradient, "gradient of {}", view.id);
+    }
+
+    fn swap_in(&mut self) {
+        let id = match self.ahead {
+            Some(ahead) if !self.random.one_in(4) => ahead,
+            _ => self.id(),
+        };
+        let next = self.random.one_in(2).then(|| self.id());
+        let next = next.filter(|next| *next != id && !self.held.contains_key(next));
+        let mut errors = Vec::new();
+        if [Some(id), next]
+            .iter()
+            .flatten()
+            .any(|id| !self.attached.contains(id))
+        {
+            errors.push(Status::UnknownParameter);
+        }
+        if self.step.is_some() || self.held.contains_key(&id) {
+            errors.push(Status::Busy);
+        }
+        if self.ahead.is_some_and(|ahead| ahead != id) {
+            errors.push(Status::Busy);
+        }
+        if self.held.len() == self.views_max() {
+            errors.push(Status::NoBuffers);
+        }
+        let result = self.optimizer().swap_in_state(id, next);
+        if let Some(view) = self.settle(&format!("swap_in_state {id}"), result, &errors) {
+            self.check_view(&view);
+            self.held.insert(id, view);
+            // Where nothing is read ahead the next one is not remembered.
+            self.ahead = next.filter(|_| self.is("pipeline_read", "true"));
+        }
+    }
+
+    fn swap_out(&mut self) {
+        let held: Vec<u64> = self.held.keys().copied().collect();
+        let id = if held.is_empty() || self.random.one_in(6) {
+            self.id()
+        } else {
+            *self.random.pick(&held)
+        };
+        let errors = match (self.attached.contains(&id), self.held.get(&id)) {
+            (false, _) => vec![Status::UnknownParameter],
+            (true, None) => vec![Status::Busy],
+            (true, Some(view)) => {
+                update(view, self.now.step + 1);
+                vec![]
+            }
+        };
+        let asynchronous = self.random.one_in(2);
+        let result = self.optimizer().swap_out_state(id, asynchronous);
+        if self
+            .settle(&format!("swap_out_state {id}"), result, &errors)
+            .is_some()
+        {
+            self.held.remove(&id);
+            self.note_rewritten(id);
+            self.now.update(id);
+            self.now.records.get_mut(&id).unwrap().gradient = None;
+            self.is_swapped_out = true;
+        }
+    }
+
+    fn release(&mut self) {
+        let mut taken: Vec<u64> = self.held.keys().copied().collect();
+        taken.extend(self.ahead);
+        let id = if taken.is_empty() || self.random.one_in(6) {
+            self.id()
+        } else {
+            *self.random.pick(&taken)
+        };
+        let errors = match (self.attached.contains(&id), taken.contains(&id)) {
+            (false, _) => vec![Status::UnknownParameter],
+            (true, false) => vec![Status::Busy],
+            (true, true) => vec![],
+        };
+        let result = self.optimizer().release_state(id);
+        if self
+            .settle(&format!("release_state {id}"), result, &errors)
+            .is_some()
+            && self.held.remove(&id).is_none()
+        {
+            self.ahead = None;
+        }
+    }
+
+    fn step_begin(&mut self) {
+        if self.is_swapped_out || self.ahead.is_some() {
+            return;
+        }
+        let ids: Option<Vec<u64>> = self
+            .random
+            .one_in(2)
+            .then(|| (0..1 + self.random.below(6)).map(|_| self.id()).collect());
+        let asked: BTreeSet<u64> = match &ids {
+            Some(ids) => ids.iter().copied().collect(),
+            None => self.attached.clone(),
+        };
+        let mut errors = Vec::new();
+        if ids.as_ref().is_some_and(|ids| asked.len() < ids.len()) {
+            errors.push(Status::InvalidArgument);
+        }
+        if !asked.is_subset(&self.attached) {
+            errors.push(Status::UnknownParameter);
+        }
+        if self.step.is_some() || !self.held.is_empty() {
+            errors.push(Status::Busy);
+        }
+        let result = self.optimizer().step_begin(ids.as_deref());
+        if self
+            .settle(&format!("step_begin {ids:?}"), result, &errors)
+            .is_some()
+        {
+            // What has two versions already would leave no place for a third one.
+            if self.is("sync", "commit") && !self.rewritten.is_disjoint(&self.durable) {
+                self.saved.clear();
+                self.note_commit();
+            }
+            self.step = Some(Step {
+                remaining: asked,
+                ..Step::default()
+            });
+        }
+    }
+
+    fn step_next(&mut self) {
+        let views_max = self.views_max();
+        let errors: &[Status] = match &self.step {
+            None => &[Status::Busy],
+            Some(step) if step.is_aborted => &[Status::Cancelled],
+            Some(step) if step.out.len() == views_max && step.remaining.is_empty() => {
+                &[Status::NoBuffers, Status::Ok]
+            }
+            Some(step) if step.out.len() == views_max => &[Status::NoBuffers],
+            Some(_) => &[],
+        };
+        let result = self.optimizer().step_next().map_err(|failed| failed.error);
+        let Some(given) = self.settle("step_next", result, errors) else {
+            return;
+        };
+        if let Some(view) = &given {
+            self.check_view(view);
+        }
+        let step = self.step.as_mut().unwrap();
+        match given {
+            Some(view) => {
+                assert!(step.remaining.remove(&view.id), "{} twice", view.id);
+                step.out.insert(view.id, view);
+                step.has_given = true;
+            }
+            None => {
+                assert!(step.remaining.is_empty(), "left: {:?}", step.remaining);
+                step.has_ended = true;
+            }
+        }
+    }
+
+    fn step_done(&mut self) {
+        let out: Vec<u64> = self
+            .step
+            .iter()
+            .flat_map(|step| step.out.keys())
+            .copied()
+            .collect();
+        let id = if out.is_empty() || self.random.one_in(6) {
+            self.id()
+        } else {
+            *self.random.pick(&out)
+        };
+        let is_out = out.contains(&id);
+        let changed = is_out && !self.random.one_in(4);
+        let errors: &[Status] = match (self.attached.contains(&id), is_out) {
+            (false, _) => &[Status::UnknownParameter, Status::Busy],
+            (true, false) => &[Status::Busy],
+            (true, true) => &[],
+        };
+        if changed {
+            let step = self.step.as_ref().unwrap();
+            update(&step.out[&id], self.now.step + 1);
+        }
+        let result = self.optimizer().step_done(id, changed);
+        if self
+            .settle(&format!("step_done {id}"), result, errors)
+            .is_some()
+        {
+            let step = self.step.as_mut().unwrap();
+            step.out.remove(&id);
+            if changed && !step.is_aborted {
+                step.changed.insert(id);
+            }
+        }
+    }
+
+    fn step_end(&mut self) {
+        let can_end = self.step.as_ref().is_some_and(|step| {
+            step.has_ended && step.remaining.is_empty() && step.out.is_empty() && !step.is_aborted
+        });
+        let errors: &[Status] = if can_end { &[] } else { &[Status::Busy] };
+        let result = self.optimizer().step_end();
+        if self.settle("step_end", result, errors).is_none() {
+            return;
+        }
+        let step = self.step.take().unwrap();
+        for id in &step.changed {
+            self.now.update(*id);
+        }
+        self.now.step += 1;
+        self.now.end_gradients();
+        self.pending.extend(&step.changed);
+        if self.is("sync", "commit") {
+            self.note_commit();
+        }
+    }
+
+    fn step_abort(&mut self) {
+        let mut errors = Vec::new();
+        let mut may_be_written = false;
+        match &self.step {
+            None => errors.push(Status::Busy),
+            Some(step) => {
+                // What is given out may be the only copy there is.
+                may_be_written = self.is("sync", "none") && step.has_given;
+                if !step.out.is_empty() {
+                    errors.push(Status::Busy);
+                }
+            }
+        }
+        if may_be_written && !self.step.as_ref().is_some_and(|step| step.is_aborted) {
+            errors.push(Status::Unsupported);
+            if errors.len() == 1 {
+                errors.push(Status::Ok);
+            }
+        }
+        let result = self.optimizer().step_abort();
+        let status = result.as_ref().map_or_else(Error::status, |()| Status::Ok);
+        self.settle("step_abort", result, &errors);
+        match (status, &mut self.step) {
+            (Status::Ok, step) => {
+                *step = None;
+                self.now.end_gradients();
+            }
+            (Status::Busy, Some(step)) => step.is_aborted = true,
+            _ => {}
+        }
+    }
+
+    fn commit(&mut self) {
+        if self.ahead.is_some() {
+            return;
+        }
+        let errors: &[Status] = if self.is_idle() { &[] } else { &[Status::Busy] };
+        let result = self.optimizer().commit();
+        if self.settle("commit", result, errors).is_some() {
+            self.now.step += u64::from(self.is_swapped_out);
+            self.is_swapped_out = false;
+            self.saved.clear();
+            self.note_commit();
+        }
+    }
+
+    fn purge(&mut self) {
+        if self.ahead.is_some() || self.attached.len() < self.known.len() {
+            return;
+        }
+        let errors: &[Status] = if self.is_idle() { &[] } else { &[Status::Busy] };
+        let result = self.optimizer().purge_state();
+        if self.settle("purge_state", result, errors).is_some() {
+            let pending = &self.pending | &self.durable;
+            let rewritten = self.rewritten.clone();
+            for id in self.known.clone() {
+                let master = self.now.records[&id].states[0].clone();
+                self.set_fresh(id, &master);
+            }
+            // What was zero all over has not changed, and zeros are not written.
+            self.pending = pending;
+            self.rewritten = rewritten;
+        }
+    }
+
+    /// Reads or writes a state whole, by its right name and type or a wrong one.
+    fn access_state(&mut self, writes: bool) {
+        let id = self.id();
+        if self.step.is_some() || self.ahead.is_some() {
+            return;
+        }
+        let mut errors = self.errors_of(id);
+        let state = self.random.below(3);
+        let (mut name, mut dtype, _) = self.now.types[state];
+        let mut numel = self.numel(id);
+        match self.random.below(12) {
+            0 => {
+                name = "no such state";
+                errors.push(Status::InvalidArgument);
+            }
+            1 => {
+                dtype = Dtype::I32;
+                errors.push(Status::DtypeMismatch);
+            }
+            2 => {
+                numel += 1;
+                errors.extend([Status::InvalidArgument, Status::SizeMismatch]);
+            }
+            _ => {}
+        }
+        let errors = self.with_room(errors);
+        // No square of a gradient is negative.
+        let fresh: Vec<f32> = values(numel, self.random.next())
+            .iter()
+            .map(|value| value.abs())
+            .collect();
+        let mut bytes = match dtype {
+            Dtype::I32 => vec![0; 4 * numel],
+            _ => to_bytes(&fresh, dtype),
+        };
+        let tensor = elements(&mut bytes, dtype);
+        if writes {
+            let result = self.optimizer().write_state(id, name, &tensor);
+            if self
+                .settle(&format!("write_state {id} {name}"), result, &errors)
+                .is_some()
+            {
+                self.note_rewritten(id);
+                self.now.set(id, state, &fresh);
+            }
+        } else {
+            let result = self.optimizer().read_state(id, name, &tensor);
+            if self
+                .settle(&format!("read_state {id} {name}"), result, &errors)
+                .is_some()
+            {
+                let found = from_bytes(&bytes, dtype);
+                assert!(found == self.now.records[&id].states[state], "{id} {name}");
+            }
+        }
+    }
+
+    fn set_user_data(&mut self) {
+        let len = *self.random.pick(&[0, 10, 5000, (1 << 20) + 1]);
+        if self.step.is_some() {
+            return;
+        }
+        let errors: &[Status] = if len > 1 << 20 {
+            &[Status::InvalidArgument]
+        } else {
+            &[]
+        };
+        let data = self.random.bytes(len);
+        let result = self.optimizer().set_user_data(&data);
+        if self.settle("set_user_data", result, errors).is_some() {
+            self.user_data = data;
+        }
+    }
+
+    /// Getters, and every value where nothing is out.
+    fn look(&mut self) {
+        let optimizer = self.optimizer();
+        assert_eq!(optimizer.step_number(), self.now.step);
+        assert_eq!(optimizer.user_data(), self.user_data);
+        assert_eq!(optimizer.parameters_len(), self.known.len());
+        for (index, id) in self.known.iter().enumerate() {
+            let expected = Some((*id, self.numel(*id) as u64));
+            assert_eq!(optimizer.parameter_at(index), expected);
+        }
+        assert_eq!(optimizer.parameter_at(self.known.len()), None);
+        let stats = optimizer.stats();
+        assert!(
+            stats.pinned_peak_bytes <= stats.pinned_computed_bytes,
+            "{stats:?}"
+        );
+        if self.is_idle() {
+            for id in &self.attached {
+                for (state, expected) in self.now.records[id].states.iter().enumerate() {
+                    let found = read_state(optimizer, &self.now, *id, state).unwrap();
+                    assert!(found == *expected, "{id} {state}");
+                }
+            }
+        }
+    }
+
+    /// Drops everything that was not committed, and opens the store again.
+    fn reopen(&mut self) {
+        if self.is("backend", "memory") {
+            return;
+        }
+        let durable = self.optimizer().stats().durable_step;
+        self.optimizer = None;
+        self.step = None;
+        self.held.clear();
+        self.ahead = None;
+        self.is_swapped_out = false;
+        self.attached.clear();
+        self.pending.clear();
+        self.rewritten.clear();
+        self.open();
+        let step = self.optimizer().step_number();
+        assert!(step >= durable, "{step} < {durable}");
+        let saved = self.saved.iter().find(|saved| saved.model.step == step);
+        let Some(saved) = saved.cloned() else {
+            panic!("opened at {step}, which was never committed");
+        };
+        let later = &self.known[saved.known.len()..];
+        let numels: Vec<usize> = later.iter().map(|id| self.numel(*id)).collect();
+        self.log.push(format!("reopened at {step}"));
+        self.now = saved.model.clone();
+        let found = self.optimizer().parameters_len();
+        // A commit in the background takes along what is registered until it is done.
+        assert!((saved.known.len()..=self.known.len()).contains(&found));
+        for (id, numel) in self.known[saved.known.len()..found].iter().zip(numels) {
+            self.now.add(*id, numel);
+        }
+        self.known.truncate(found);
+        self.user_data.clone_from(&saved.user_data);
+        self.durable.clone_from(&saved.durable);
+        self.saved = vec![saved];
+        let leaves_some = self.random.one_in(4);
+        for id in self.known.clone() {
+            if leaves_some && self.random.one_in(3) {
+                continue;
+            }
+            let numel = self.numel(id) as u64;
+            let name = format!("p{id}");
+            self.optimizer()
+                .add_parameter(id, Some(&name), numel)
+                .unwrap();
+            self.attached.insert(id);
+        }
+        self.look();
+    }
+
+    fn call(&mut self) {
+        // Inside a step mostly what belongs there, so that steps come to an end.
+        if self.step.is_some() && !self.random.one_in(5) {
+            return match self.random.below(16) {
+                0..=6 => self.step_next(),
+                7..=12 => self.step_done(),
+                13 | 14 => self.step_end(),
+                _ if self.random.one_in(3) => self.step_abort(),
+                _ => {}
+            };
+        }
+        match self.random.below(60) {
+            0..=4 => self.add_parameter(),
+            5 => self.add_state(),
+            6..=8 => self.initialize(),
+            9 | 10 => self.initialize_from_swapped(),
+            11..=16 => self.gradient(),
+            17 | 18 => self.around_backward(),
+            19 | 20 => self.gradient_norm(),
+            21..=26 => self.swap_in(),
+            27..=32 => self.swap_out(),
+            33..=35 => self.release(),
+            36..=41 => self.step_begin(),
+            42 => self.step_next(),
+            43 => self.step_done(),
+            44 => self.step_end(),
+            45 => self.step_abort(),
+            46..=48 => self.commit(),
+            49 => self.purge(),
+            50..=52 => self.access_state(false),
+            53 | 54 => self.access_state(true),
+            55 | 56 => self.set_user_data(),
+            57 | 58 => self.look(),
+            _ => self.reopen(),
+        }
+    }
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+fn run(seed: u64, backend: &'static str) {
+    let mut world = World::new(seed, backend);
+    let calls = number("TSW_TEST_CALLS").map_or(CALLS, |calls| calls as usize);
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        (0..calls).for_each(|_| world.call());
+        world.reopen();
+    }));
+    if let Err(panic) = outcome {
+        eprintln!(
+            "{backend}: seed {seed} failed after {} calls",
+            world.log.len()
+        );
+        eprintln!("{}", world.log[0]);
+        let tail = world.log.len().saturating_sub(30).max(1);
+        world.log[tail..]
+            .iter()
+            .for_each(|line| eprintln!("    {line}"));
+        resume_unwind(panic);
+    }
+}
+
+fn sweep(backend: &'static str) {
+    match number("TSW_TEST_SEED") {
+        Some(seed) => run(seed, backend),
+        None => (0..SEEDS * scale()).for_each(|seed| run(seed, backend)),
+    }
+}
+
+#[test]
+fn io_uring_does_what_the_model_does() {
+    sweep("io_uring");
+}
+
+#[test]
+fn threads_do_what_the_model_does() {
+    sweep("threads");
+}
+
+#[test]
+fn memory_does_what_the_model_does() {
+    sweep("memory");
+}
