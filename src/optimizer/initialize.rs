@@ -40,7 +40,8 @@ impl Optimizer {
     /// # Errors
     /// Before anything changes: `UnknownParameter`, `DtypeMismatch`, `InvalidArgument` for another
     /// number of elements, an id given twice, or lists of different lengths; `Busy` in an open step
-    /// or for a parameter that is swapped in. Then: the failure of a write.
+    /// or for a parameter that is swapped in; `NoBuffers` with `views_max` views out. Then: the failure of a
+    /// write.
     pub fn initialize_parameters(&self, ids: &[u64], sources: &[Tensor]) -> Result<()> {
         if ids.len() != sources.len() {
             return Err(Error::invalid(
@@ -79,6 +80,7 @@ impl Optimizer {
             check_cover(&core, run.iter().map(|at| &pieces[*at]))?;
         }
         core.check_alive()?;
+        core.check_views()?;
         core = self.ensure_room_for_one(core)?;
         drop(core);
         let mut indices = Vec::new();

@@ -42,12 +42,7 @@ impl Optimizer {
                 core.record(expected).id
             )));
         }
-        if core.outs.len() >= core.policy.views_max {
-            return Err(Error::NoBuffers(format!(
-                "{} views are out (views_max); give one back first",
-                core.policy.views_max
-            )));
-        }
+        core.check_views()?;
         core.check_alive()?;
         core = self.ensure_arena(core)?;
         let was_expected = core.expected.take() == Some(index);
@@ -193,6 +188,17 @@ impl Core {
             Some(_) => Err(Error::Busy("a step is open; end or abort it".to_owned())),
             None => Ok(()),
         }
+    }
+
+    /// Whether there is room for one more record, whatever the views that are out.
+    pub(super) fn check_views(&self) -> Result<()> {
+        let views_max = self.policy.views_max;
+        if self.outs.len() < views_max {
+            return Ok(());
+        }
+        Err(Error::NoBuffers(format!(
+            "{views_max} views are out (views_max); give one back first"
+        )))
     }
 
     /// Whether a caller holds the record's view.

@@ -68,6 +68,7 @@ impl Optimizer {
         if how != GiveBack::Unchanged {
             core.check_alive()?;
         }
+        core.check_views()?;
         core = self.ensure_room_for_one(core)?;
         core = self.bring_in(core, index)?;
         let view = self

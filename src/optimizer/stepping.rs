@@ -133,13 +133,7 @@ impl Optimizer {
                 drop(self.shared.pump(core));
                 return Err(StepError { id, error });
             }
-            let views_max = core.policy.views_max;
-            if core.outs.len() >= views_max {
-                return Err(Error::NoBuffers(format!(
-                    "{views_max} views are out (views_max); give one back first"
-                ))
-                .into());
-            }
+            core.check_views()?;
             if let Some(index) = core.take_ready() {
                 let counter = match waited || !core.record(index).verified {
                     true => &self.shared.figures.cache_misses,
