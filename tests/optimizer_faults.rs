@@ -36,6 +36,16 @@ fn model_of(numels: &[usize]) -> Model {
     model
 }
 
+/// A store of these parameters after some committed steps, closed, and what it holds.
+fn trained(engine: &Engine, directory: &Path, numels: &[usize], steps: usize) -> Model {
+    let mut model = model_of(numels);
+    let optimizer = open(engine, directory, &[], &model);
+    initialize(&optimizer, &mut model, 1);
+    (0..steps).for_each(|_| train(&optimizer, &mut model));
+    optimizer.commit().unwrap();
+    model
+}
+
 /// Gradients for every second parameter, then a step.
 fn train(optimizer: &Optimizer, model: &mut Model) {
     let ids: Vec<u64> = model.records.keys().copied().step_by(2).collect();
@@ -99,12 +109,7 @@ fn failing_step(optimizer: &Optimizer, model: &Model) -> Vec<(u64, Error)> {
 fn a_flipped_bit_of_a_record_is_a_checksum_error_that_names_the_parameter() {
     let directory = directory();
     let engine = engine(&[]);
-    let mut model = model_of(&NUMELS);
-    let optimizer = open(&engine, directory.path(), &[], &model);
-    initialize(&optimizer, &mut model, 1);
-    (0..3).for_each(|_| train(&optimizer, &mut model));
-    optimizer.commit().unwrap();
-    drop(optimizer);
+    let model = trained(&engine, directory.path(), &NUMELS, 3);
     let data = file_of(directory.path(), "data");
     let extent = |numel: &usize| 2 * 3 * (4 * *numel as u64).next_multiple_of(4096);
     let extents: u64 = NUMELS.iter().map(extent).sum();
@@ -151,12 +156,7 @@ fn a_flipped_bit_of_a_record_is_a_checksum_error_that_names_the_parameter() {
 fn a_damaged_record_can_be_initialized_anew() {
     let directory = directory();
     let engine = engine(&[]);
-    let mut model = model_of(&[50_000, 50_000]);
-    let optimizer = open(&engine, directory.path(), &[], &model);
-    initialize(&optimizer, &mut model, 1);
-    (0..2).for_each(|_| train(&optimizer, &mut model));
-    optimizer.commit().unwrap();
-    drop(optimizer);
+    let mut model = trained(&engine, directory.path(), &[50_000, 50_000], 2);
     // Both slots of both records, so that the durable one is among them.
     let data = file_of(directory.path(), "data");
     let extent = 3 * 50_000_u64.next_multiple_of(1024) * 4;
@@ -245,12 +245,7 @@ fn a_flipped_bit_of_the_log_is_corruption_or_a_step_that_was_committed() {
 fn a_data_file_cut_short_is_never_read_as_data() {
     let directory = directory();
     let engine = engine(&[]);
-    let mut model = model_of(&NUMELS);
-    let optimizer = open(&engine, directory.path(), &[], &model);
-    initialize(&optimizer, &mut model, 1);
-    (0..2).for_each(|_| train(&optimizer, &mut model));
-    optimizer.commit().unwrap();
-    drop(optimizer);
+    let model = trained(&engine, directory.path(), &NUMELS, 2);
     let data = file_of(directory.path(), "data");
     let len = std::fs::metadata(&data).unwrap().len();
     for kept in [len - 4096, len / 2, 70_000, 10] {

@@ -3,4 +3,5 @@
 
 pub(crate) mod area;
 pub(crate) mod figures;
+pub(crate) mod options;
 pub(crate) mod ring;

@@ -24,14 +24,10 @@ mod training;
 
 use std::process::ExitCode;
 
+use clap::Parser;
+
 fn main() -> ExitCode {
-    let options = match options::Options::from_arguments() {
-        Ok(options) => options,
-        Err(text) => {
-            println!("{text}");
-            return ExitCode::from(2);
-        }
-    };
+    let options = options::Options::parse();
     let outcome = match options.records {
         Some(count) => records::run(&options, count),
         None => scenario::run_all(&options),

@@ -36,7 +36,7 @@ fn open(engine: &Engine, options: &Options, directory: &Path, store: &str) -> Re
     for (key, value) in [("path", path), ("store", store), ("sync", "none")] {
         config.set(key, value).map_err(other)?;
     }
-    for (key, value) in &options.settings {
+    for (key, value) in &options.common.set {
         config.set(key, value).map_err(other)?;
     }
     let optimizer = Optimizer::new(engine, &config).map_err(other)?;
@@ -76,14 +76,14 @@ fn step(optimizer: &Optimizer) -> Result<()> {
 
 /// Registers `count` records, and prints what each phase took.
 pub(crate) fn run(options: &Options, count: u64) -> Result<()> {
-    let directory = options.directory.join("records");
+    let directory = options.directory().join("records");
     std::fs::create_dir_all(&directory)?;
     let records = usize::try_from(count).map_err(other)?;
     check_space(&directory, records * RECORD_BYTES)?;
     let engine = Engine::new(&Config::new()).map_err(other)?;
     let outcome = measure(options, &engine, &directory, count);
     std::fs::remove_dir_all(&directory)?;
-    let _ = std::fs::remove_dir(&options.directory);
+    let _ = std::fs::remove_dir(options.directory());
     outcome
 }
 
@@ -150,14 +150,14 @@ fn check(optimizer: &Optimizer, count: u64) -> Result<()> {
 fn print(options: &Options, count: u64, lines: &[(String, f64)], memory: [f64; 2]) {
     println!("{count} records of three states\n");
     let line = |cells: [String; 3]| {
-        if options.markdown {
+        if options.common.markdown {
             println!("| {} |", cells.join(" | "));
         } else {
             println!("{:<28} {:>10} {:>14}", cells[0], cells[1], cells[2]);
         }
     };
     line(["phase", "s", "us per record"].map(str::to_owned));
-    if options.markdown {
+    if options.common.markdown {
         println!("|---|---:|---:|");
     }
     for (name, seconds) in lines {

@@ -36,15 +36,19 @@ pub(crate) struct Row {
 
 /// Runs what the options ask for, and prints a table for each model.
 pub(crate) fn run_all(options: &Options) -> Result<()> {
-    std::fs::create_dir_all(&options.directory)?;
+    std::fs::create_dir_all(options.directory())?;
     for shape in shapes(options) {
-        let named = |case: &Case| options.wants(&format!("{}, {}", shape.name, case.name));
+        let named = |case: &Case| {
+            options
+                .common
+                .wants(&format!("{}, {}", shape.name, case.name))
+        };
         let wanted: Vec<Case> = cases().into_iter().filter(named).collect();
         if !wanted.is_empty() {
             run_one(options, &shape, wanted)?;
         }
     }
-    let _ = std::fs::remove_dir(&options.directory);
+    let _ = std::fs::remove_dir(options.directory());
     Ok(())
 }
 
@@ -58,9 +62,9 @@ fn run_one(options: &Options, shape: &Shape, cases: Vec<Case>) -> Result<()> {
     // Two slots of each store, padded, and as much for the limit's file.
     let stores: usize = types.iter().copied().map(state_bytes).sum();
     let padding = shape.numels.len() * 6 * 4096;
-    check_space(&options.directory, 2 * (stores + largest + padding))?;
+    check_space(&options.directory(), 2 * (stores + largest + padding))?;
 
-    let mut limit = Limit::new(&options.directory, largest)?;
+    let mut limit = Limit::new(&options.directory(), largest)?;
     let threads = cases.iter().map(|case| case.threads).max().unwrap_or(1);
     let mut memory = InMemory::new(shape, threads);
     let mut stores: Vec<(Types, Training)> = Vec::new();
@@ -74,7 +78,7 @@ fn run_one(options: &Options, shape: &Shape, cases: Vec<Case>) -> Result<()> {
             turns: Vec::new(),
         })
         .collect();
-    for round in 0..=options.rounds {
+    for round in 0..=options.common.rounds(5) {
         let mut order: Vec<&mut Row> = rows.iter_mut().collect();
         if round % 2 == 1 {
             order.reverse();
@@ -86,7 +90,7 @@ fn run_one(options: &Options, shape: &Shape, cases: Vec<Case>) -> Result<()> {
             else {
                 continue;
             };
-            let sample = training.turn(&row.case, options.steps)?;
+            let sample = training.turn(&row.case, options.steps.get())?;
             let turn = floor(sample, &row.case, shape, &mut limit, &mut memory)?;
             // The first round warms up.
             if round > 0 {
@@ -103,7 +107,7 @@ fn run_one(options: &Options, shape: &Shape, cases: Vec<Case>) -> Result<()> {
         shape.numels.len(),
         state_bytes(Types::F32) as f64 / GIB
     );
-    Table::new(options.markdown).print(&title, &rows);
+    Table::new(options.common.markdown).print(&title, &rows);
     Ok(())
 }
 

@@ -21,12 +21,12 @@ impl Shape {
 
 /// Many large parameters of one size, and GPT-2 with its mixture.
 pub(crate) fn shapes(options: &Options) -> [Shape; 2] {
-    let scaled = |numel: &usize| (numel / options.scale).max(1);
-    let uniform = options.elements / options.scale;
+    let scaled = |numel: &usize| (numel / options.scale.get()).max(1);
+    let uniform = options.elements.get() / options.scale.get();
     [
         Shape {
             name: format!("{} x {:.1} Mi", options.parameters, mebi(uniform)),
-            numels: vec![uniform.max(1); options.parameters],
+            numels: vec![uniform.max(1); options.parameters.get()],
         },
         Shape {
             name: "GPT-2 124M".to_owned(),

@@ -91,7 +91,7 @@ fn values_of(view: &StateView) -> Result<&mut [f32]> {
 impl Training {
     /// Makes a store, initializes it, and takes two steps, after which every write rewrites blocks.
     pub(crate) fn new(options: &Options, shape: &Shape, types: Types) -> Result<Training> {
-        let directory = options.directory.join(format!("{types:?}"));
+        let directory = options.directory().join(format!("{types:?}"));
         std::fs::create_dir_all(&directory)?;
         let count = shape.numels.len();
         let mut followed = vec![0, count / 2, count - 1];
@@ -104,7 +104,7 @@ impl Training {
             directory,
             shape: shape.clone(),
             types,
-            settings: options.settings.clone(),
+            settings: options.common.set.clone(),
             slopes: random_values(shape.largest() + SHIFTS, 1)
                 .map(bf16::from_f32)
                 .collect(),

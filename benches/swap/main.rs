@@ -25,14 +25,10 @@ mod table;
 
 use std::process::ExitCode;
 
+use clap::Parser;
+
 fn main() -> ExitCode {
-    let options = match options::Options::from_arguments() {
-        Ok(options) => options,
-        Err(text) => {
-            println!("{text}");
-            return ExitCode::from(2);
-        }
-    };
+    let options = options::Options::parse();
     match scenarios::run_all(&options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,85 +1,41 @@
 //! The command line.
 
-use std::path::PathBuf;
-
 use tensorswap::base::config::Config;
+use tensorswap::base::error::Result;
 
-const HELP: &str = "\
-cargo bench --bench swap -- [options]
-  --rounds N      rounds, at least 5 for figures that count (default 7)
-  --quick         3 rounds of an eighth of the work: shows that everything runs, nothing more
-  --dir D         where the files go (default: a directory under target/)
-  --only TEXT     only scenarios whose names contain TEXT; may be repeated: any of them
-  --who TEXT      only contestants whose names contain TEXT; may be repeated
-  --set KEY=VALUE an option of the engine, as in its configuration; may be repeated
-  --markdown      the tables as markdown";
+use crate::common::options::{Common, contains_any};
 
-/// What was asked for.
-#[derive(Debug, Clone)]
+/// Measures swap-out and swap-in against what the drive gives.
+#[derive(Debug, Clone, clap::Parser)]
+#[command(name = "cargo bench --bench swap --", disable_version_flag = true)]
 pub(crate) struct Options {
-    pub(crate) rounds: usize,
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// 3 rounds of an eighth of the work: shows that everything runs, nothing more
+    #[arg(long)]
     pub(crate) quick: bool,
-    pub(crate) directory: PathBuf,
-    only: Vec<String>,
+    /// Only contestants with TEXT in their name; may be repeated: any of them
+    #[arg(long, value_name = "TEXT")]
     who: Vec<String>,
-    pub(crate) markdown: bool,
-    pub(crate) config: Config,
 }
 
 impl Options {
-    /// Reads the command line; the text to show where that is not possible.
-    pub(crate) fn from_arguments() -> Result<Options, String> {
-        let target = std::env::var_os("CARGO_TARGET_TMPDIR").map(PathBuf::from);
-        let mut options = Options {
-            rounds: 7,
-            quick: false,
-            directory: target
-                .unwrap_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")))
-                .join("bench-swap"),
-            only: Vec::new(),
-            who: Vec::new(),
-            markdown: false,
-            config: Config::new(),
-        };
-        let mut rounds = None;
-        let mut arguments = std::env::args().skip(1);
-        while let Some(argument) = arguments.next() {
-            let mut value = || arguments.next().ok_or_else(|| HELP.to_owned());
-            match argument.as_str() {
-                "--rounds" => rounds = Some(value()?.parse::<usize>().map_err(|_| HELP)?.max(1)),
-                "--quick" => options.quick = true,
-                "--dir" => options.directory = PathBuf::from(value()?),
-                "--only" => options.only.push(value()?),
-                "--who" => options.who.push(value()?),
-                "--set" => {
-                    let pair = value()?;
-                    let (key, value) = pair.split_once('=').ok_or(HELP)?;
-                    options
-                        .config
-                        .set(key, value)
-                        .map_err(|error| error.to_string())?;
-                }
-                "--markdown" => options.markdown = true,
-                // What cargo adds.
-                "--bench" => {}
-                _ => return Err(HELP.to_owned()),
-            }
-        }
-        options.rounds = rounds.unwrap_or(if options.quick { 3 } else { options.rounds });
-        Ok(options)
+    /// Rounds to be done.
+    pub(crate) fn rounds(&self) -> usize {
+        self.common.rounds(if self.quick { 3 } else { 7 })
     }
 
-    /// Whether a scenario was asked for.
-    pub(crate) fn wants_scenario(&self, name: &str) -> bool {
-        contains_any(name, &self.only)
+    /// The engine's configuration.
+    pub(crate) fn config(&self) -> Result<Config> {
+        let mut config = Config::new();
+        for (key, value) in &self.common.set {
+            config.set(key, value)?;
+        }
+        Ok(config)
     }
 
     /// Whether a contestant was asked for.
     pub(crate) fn wants_contestant(&self, name: &str) -> bool {
         contains_any(name, &self.who)
     }
-}
-
-fn contains_any(name: &str, texts: &[String]) -> bool {
-    texts.is_empty() || texts.iter().any(|text| name.contains(text))
 }

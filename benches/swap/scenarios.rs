@@ -58,7 +58,7 @@ const SHAPES: [Shape; 4] = [
 /// Runs what the options ask for, and prints a table for each kind of scenario.
 pub(crate) fn run_all(options: &Options) -> Result<()> {
     for small in [false, true] {
-        let mut table = Table::new(small, options.markdown);
+        let mut table = Table::new(small, options.common.markdown);
         for shape in SHAPES.iter().filter(|shape| shape.small == small) {
             for kind in Kind::ALL {
                 run_one(options, shape, kind, &mut table)?;
@@ -71,11 +71,14 @@ pub(crate) fn run_all(options: &Options) -> Result<()> {
 
 fn run_one(options: &Options, shape: &Shape, kind: Kind, table: &mut Table) -> Result<()> {
     let scenario = format!("{}, {}", shape.name, kind.name());
-    if !options.wants_scenario(&scenario) {
+    if !options.common.wants(&scenario) {
         return Ok(());
     }
     let count = shape.files / if options.quick { 8 } else { 1 };
-    let directory = options.directory.join(scenario.replace([' ', ','], "-"));
+    let directory = options
+        .common
+        .directory("bench-swap")
+        .join(scenario.replace([' ', ','], "-"));
     let mut files = Files::new(&directory, count, shape.file_bytes)?;
     // Dropped after the contestants, which use it.
     let memory = [
@@ -128,7 +131,7 @@ fn rounds(
 ) -> Result<Vec<Vec<Sample>>> {
     let mut samples = vec![Vec::new(); contestants.len()];
     let mut stamp = 0;
-    for round in 0..=options.rounds {
+    for round in 0..=options.rounds() {
         for index in order(contestants.len(), round) {
             stamp += 1;
             let contestant = &mut *contestants[index];
@@ -155,7 +158,9 @@ fn order(count: usize, round: usize) -> Vec<usize> {
 /// Memory as the options want it.
 fn allocate(options: &Options, bytes: usize) -> Result<PinnedMemory> {
     let len_bytes = u64::try_from(bytes).map_err(Error::other)?;
-    EngineOptions::from_config(&options.config)
+    options
+        .config()
+        .and_then(|config| EngineOptions::from_config(&config))
         .and_then(|engine| PinnedMemory::allocate(len_bytes, engine.pin, engine.huge_pages))
         .map_err(Error::other)
 }
@@ -166,7 +171,7 @@ fn large_contestants(
     target: Area,
 ) -> Result<Vec<Box<dyn Contestant>>> {
     let setting = Setting {
-        config: options.config.clone(),
+        config: options.config().map_err(Error::other)?,
         files_open: true,
         small: false,
     };
@@ -186,7 +191,7 @@ fn small_contestants(
     target: Area,
 ) -> Result<Vec<Box<dyn Contestant>>> {
     let setting = Setting {
-        config: options.config.clone(),
+        config: options.config().map_err(Error::other)?,
         files_open: true,
         small: true,
     };

@@ -258,6 +258,18 @@ impl Error {
         }))
     }
 
+    /// The same failure, which says what it struck; errors that are not of a file stay as they are.
+    #[must_use]
+    pub(crate) fn striking(mut self, what: &str) -> Error {
+        if let Error::Io(failure) | Error::SizeMismatch(failure) | Error::Checksum(failure) =
+            &mut self
+        {
+            let separator = if failure.detail.is_empty() { "" } else { ", " };
+            failure.detail = format!("{what}{separator}{}", failure.detail);
+        }
+        self
+    }
+
     /// The number that C sees.
     #[must_use]
     pub fn status(&self) -> Status {

@@ -44,10 +44,10 @@ pub(super) unsafe fn with_list<R>(
     with_kept(|lists| {
         let mut path_list: Vec<&CStr> = std::mem::take(&mut lists.paths);
         let tensor_list = &mut lists.tensors;
-        let done = reserve(tensor_list, count)
-            .and_then(|()| reserve(&mut path_list, count))
-            // SAFETY: this function's contract; neither list is NULL.
-            .and_then(|()| unsafe { fill(tensors, paths, count, tensor_list, &mut path_list) })
+        // SAFETY: this function's contract; neither list is NULL.
+        let done = unsafe { fill_tensors(tensors, "tensors", count, tensor_list) }
+            // SAFETY: as above.
+            .and_then(|()| unsafe { fill_paths(paths, count, &mut path_list) })
             .and_then(|()| body(tensor_list, &path_list));
         path_list.clear();
         // Empty, so nothing of the caller's is kept; collecting in place keeps the allocation.
@@ -70,14 +70,8 @@ pub(super) unsafe fn with_tensors<R>(
         return Err(Failure::null(argument));
     }
     with_kept(|lists| {
-        reserve(&mut lists.tensors, count)?;
-        for index in 0..count {
-            // SAFETY: `index` is below `count`; the caller vouches for the memory of its tensors.
-            let tensor = unsafe { (*tensors.add(index)).checked() };
-            lists
-                .tensors
-                .push(tensor.map_err(|failure| failure.at(argument, index))?);
-        }
+        // SAFETY: this function's contract; the list is not NULL.
+        unsafe { fill_tensors(tensors, argument, count, &mut lists.tensors) }?;
         body(&lists.tensors)
     })
 }
@@ -146,25 +140,38 @@ fn reserve<T>(list: &mut Vec<T>, count: usize) -> Outcome<()> {
 }
 
 /// # Safety
-/// As [`with_list`]; neither list is NULL.
-unsafe fn fill(
+/// As [`with_tensors`]; the list is not NULL.
+unsafe fn fill_tensors(
     tensors: *const tsw_tensor,
+    argument: &'static str,
+    count: usize,
+    into: &mut Vec<Tensor>,
+) -> Outcome<()> {
+    reserve(into, count)?;
+    for index in 0..count {
+        // SAFETY: `index` is below `count`; the caller vouches for the memory of its tensors.
+        let tensor = unsafe { (*tensors.add(index)).checked() };
+        into.push(tensor.map_err(|failure| failure.at(argument, index))?);
+    }
+    Ok(())
+}
+
+/// # Safety
+/// As [`with_list`]; the list is not NULL.
+unsafe fn fill_paths(
     paths: *const *const c_char,
     count: usize,
-    tensor_list: &mut Vec<Tensor>,
-    path_list: &mut Vec<&CStr>,
+    into: &mut Vec<&CStr>,
 ) -> Outcome<()> {
+    reserve(into, count)?;
     for index in 0..count {
         // SAFETY: `index` is below `count`.
-        let (tensor, path) = unsafe { (&*tensors.add(index), *paths.add(index)) };
-        // SAFETY: the caller vouches for the memory of its tensors.
-        let tensor = unsafe { tensor.checked() }.map_err(|failure| failure.at("tensors", index))?;
+        let path = unsafe { *paths.add(index) };
         if path.is_null() {
             return Err(Failure::null("path").at("paths", index));
         }
-        tensor_list.push(tensor);
         // SAFETY: not NULL; the caller vouches for its text.
-        path_list.push(unsafe { CStr::from_ptr(path) });
+        into.push(unsafe { CStr::from_ptr(path) });
     }
     Ok(())
 }

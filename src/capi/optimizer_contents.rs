@@ -6,9 +6,11 @@ use super::guard::{self, Failure};
 use super::optimizer::tsw_optimizer;
 use super::optimizer_view::TSW_NO_PARAMETER;
 use super::status::tsw_status;
+use crate::store::USER_DATA_BYTES_MAX;
 
 /// The most bytes of user data.
 pub const TSW_USER_DATA_BYTES_MAX: usize = 1 << 20;
+const _: () = assert!(TSW_USER_DATA_BYTES_MAX as u64 == USER_DATA_BYTES_MAX);
 
 /// Tell how many parameters the store records; 0 for NULL.
 ///

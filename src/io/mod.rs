@@ -30,6 +30,7 @@ pub(crate) use metrics::{Metric, Metrics};
 pub use stats::{DirectionStats, EngineStats};
 pub use tensor::Tensor;
 pub use ticket::{Completion, Ticket};
+pub(crate) use waiting::Waiting;
 pub(crate) use witness::path_of;
 pub use witness::{Event, StoreCall, Witness};
 

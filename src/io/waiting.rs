@@ -1,7 +1,7 @@
-//! A sink for one request that its caller waits for.
+//! A request that its caller waits for.
 //!
-//! Unlike a ticket it is never seen by [`Engine::poll`](super::Engine::poll): for layers above
-//! that move something on behalf of a caller.
+//! Unlike a ticket it is never seen by [`Engine::poll`]: for layers above that move something on
+//! behalf of a caller.
 
 use std::ffi::CStr;
 use std::sync::{Arc, PoisonError};
@@ -11,10 +11,40 @@ use super::{Engine, Tensor};
 use crate::base::error::Result;
 use crate::base::sync::{Condvar, Mutex, lock};
 
+/// Where the end of one request is waited for. May be used again, by one caller at a time.
 #[derive(Debug, Default)]
-struct Waiting {
+pub(crate) struct Waiting {
     outcome: Mutex<Option<Outcome>>,
     arrived: Condvar,
+}
+
+impl Waiting {
+    /// Reads a list and waits for it.
+    ///
+    /// # Errors
+    /// As [`Engine::swap_in`], and what kept the list from being read.
+    pub(crate) fn read(
+        self: &Arc<Self>,
+        engine: &Engine,
+        tensors: &[Tensor],
+        paths: &[&CStr],
+    ) -> Result<()> {
+        let sink = Arc::clone(self) as Arc<dyn Sink>;
+        engine.swap_for(Direction::In, tensors, paths, sink, 0)?;
+        let mut outcome = lock(&self.outcome);
+        loop {
+            if let Some(outcome) = outcome.take() {
+                return match outcome.failure {
+                    Some(failure) => Err(failure.error),
+                    None => Ok(()),
+                };
+            }
+            outcome = self
+                .arrived
+                .wait(outcome)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
 }
 
 impl Sink for Waiting {
@@ -27,30 +57,5 @@ impl Sink for Waiting {
     fn complete(&self, _token: u64, outcome: Outcome) {
         *lock(&self.outcome) = Some(outcome);
         self.arrived.notify_all();
-    }
-}
-
-impl Engine {
-    /// Reads a list and waits for it.
-    ///
-    /// # Errors
-    /// As [`Engine::swap_in`], and what kept the list from being read.
-    pub(crate) fn read_now(&self, tensors: &[Tensor], paths: &[&CStr]) -> Result<()> {
-        let waiting: Arc<Waiting> = Arc::default();
-        let sink = Arc::clone(&waiting) as Arc<dyn Sink>;
-        self.swap_for(Direction::In, tensors, paths, sink, 0)?;
-        let mut outcome = lock(&waiting.outcome);
-        loop {
-            if let Some(outcome) = outcome.take() {
-                return match outcome.failure {
-                    Some(failure) => Err(failure.error),
-                    None => Ok(()),
-                };
-            }
-            outcome = waiting
-                .arrived
-                .wait(outcome)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
     }
 }

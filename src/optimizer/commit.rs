@@ -70,8 +70,8 @@ impl Core {
         self.write_queue.clear();
         self.lazy_queue.clear();
         for index in changed {
+            let slot = self.free_slot(index);
             let record = self.record_mut(index);
-            let slot = record.free_slot();
             let Some(mut version) = record.working.take() else {
                 continue;
             };
@@ -160,10 +160,7 @@ impl Core {
         self.swapped_out = false;
         self.expected = None;
         self.step_number = self.durable_step;
-        for index in 0..crate::base::units::to_u64(self.records.len()) {
-            let Ok(index) = u32::try_from(index) else {
-                return;
-            };
+        for index in self.indices() {
             self.forget(index);
             let record = self.record_mut(index);
             record.working = None;

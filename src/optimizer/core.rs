@@ -3,11 +3,6 @@
 //! Everything here happens under one lock, and nothing here waits, converts, copies or makes a
 //! system call: callers and completions change the state, and [`Core::pump`] turns it into
 //! [`Job`]s, which whoever holds the lock submits after letting go of it.
-//!
-//! Policy. Reads go in the order of the step, as far ahead as there is room. Records that come
-//! back changed are written at once, behind the reads; with `sync=none` only as far as room is
-//! needed, and residents not before a commit. While a commit is under way only what it waits for
-//! is written, since everything else would go over versions that are still the durable ones.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Weak};
@@ -193,14 +188,26 @@ impl Core {
             .ok_or(Error::UnknownParameter(id))
     }
 
-    /// Adds the record that the store added last.
-    pub(super) fn add_record(&mut self, record: Record) {
-        let len = self.records.len();
-        if len == self.records.capacity() {
-            // Doubling would leave half of it unused in the worst case.
-            self.records.reserve_exact(len / 8 + 64);
+    /// All records.
+    pub(super) fn indices(&self) -> impl Iterator<Item = u32> + use<> {
+        (0..).take(self.records.len())
+    }
+
+    /// The open step.
+    ///
+    /// # Errors
+    /// `Busy` without one.
+    pub(super) fn open_step(&mut self) -> Result<&mut Step> {
+        let none = || Error::Busy("no step is open".to_owned());
+        self.step.as_mut().ok_or_else(none)
+    }
+
+    /// Whether no step is open.
+    pub(super) fn check_no_step(&self) -> Result<()> {
+        match self.step {
+            Some(_) => Err(Error::Busy("a step is open; end or abort it".to_owned())),
+            None => Ok(()),
         }
-        self.records.push(record);
     }
 
     /// A record by an index that this object made.

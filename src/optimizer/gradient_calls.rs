@@ -37,9 +37,7 @@ impl Optimizer {
             let core = lock(&self.shared.core);
             let index = core.find(id)?;
             core.check_no_step()?;
-            if core.outs.iter().any(|out| out.record == index) {
-                return Err(core.not_out(index));
-            }
+            core.check_not_out(index)?;
             (index, core.record(index).numel)
         };
         self.gradients
@@ -75,9 +73,7 @@ impl Optimizer {
         let index = {
             let core = lock(&self.shared.core);
             let index = core.find(id)?;
-            if core.outs.iter().any(|out| out.record == index) {
-                return Err(core.not_out(index));
-            }
+            core.check_not_out(index)?;
             index
         };
         self.gradients.norm(index)
@@ -91,9 +87,7 @@ impl Optimizer {
         let _desk = self.enter()?;
         let core = lock(&self.shared.core);
         core.check_no_step()?;
-        if let Some(out) = core.outs.first() {
-            return Err(core.not_out(out.record));
-        }
+        core.check_none_out()?;
         drop(core);
         self.gradients.discard_all();
         Ok(())

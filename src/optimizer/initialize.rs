@@ -1,6 +1,7 @@
 //! Where master parameters come from: memory, or pieces that were swapped out.
 
 use std::ffi::CStr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::core::Core;
@@ -12,9 +13,9 @@ use crate::base::dtype::Dtype;
 use crate::base::error::{Error, Result};
 use crate::base::sync::{MutexGuard, lock};
 use crate::base::units::{MIB, to_usize};
-use crate::io::Tensor;
+use crate::io::{Tensor, Waiting};
 use crate::memory::MemoryRange;
-use crate::memory::numbers::{Rounder, convert};
+use crate::memory::numbers::{Rounder, convert, is_convertible};
 
 /// Pieces of files are read in parts of this size.
 const PART_BYTES: u64 = 8 * MIB;
@@ -105,7 +106,7 @@ impl Optimizer {
         let core = lock(&self.shared.core);
         let index = core.find(id)?;
         let (mut core, memory) = self.take_blank(core, index)?;
-        let layout = std::sync::Arc::clone(&core.layout);
+        let layout = Arc::clone(&core.layout);
         let numel = core.record(index).numel;
         let before = core.record(index).newest();
         drop(core);
@@ -114,7 +115,7 @@ impl Optimizer {
             numel,
             memory,
         };
-        let zero_states = zero_but_master(layout.states.len());
+        let zero_states = layout.zero_but_master();
         let checked = self.shared.options.checksum != ChecksumMode::Off;
         let filled = self
             .fill_master(&image, pieces)
@@ -123,8 +124,6 @@ impl Optimizer {
         match filled {
             Ok(version) => core.note_changed(index, version, true),
             Err(error) => {
-                core.record_mut(index).residency = Residency::Warm;
-                core.record_mut(index).dirty = true;
                 core.forget(index);
                 return Err(error);
             }
@@ -195,6 +194,7 @@ impl Optimizer {
         let (from_size, into_size) = (piece.dtype.size_bytes(), into_dtype.size_bytes());
         let part_numel = PART_BYTES / from_size;
         let room = engine.allocate_buffer(PART_BYTES.min(piece.numel * from_size).max(1))?;
+        let waiting: Arc<Waiting> = Arc::default();
         let mut done = 0;
         while done < piece.numel {
             let numel = part_numel.min(piece.numel - done);
@@ -209,7 +209,7 @@ impl Optimizer {
                 file_offset: piece.file_offset + done * from_size,
                 ..*piece
             };
-            engine.read_now(&[tensor], &[path])?;
+            waiting.read(engine, &[tensor], &[path])?;
             let target = into
                 .slice(to_usize(done * into_size)?, to_usize(numel * into_size)?)
                 .ok_or_else(outside)?;
@@ -232,11 +232,6 @@ pub(super) fn convert_range(
     })
 }
 
-/// Every state but the master.
-pub(super) fn zero_but_master(states_len: usize) -> u8 {
-    u8::try_from(((1_u16 << states_len) - 1) & !1).unwrap_or(!1)
-}
-
 /// Whether pieces of one parameter, sorted by offset, can give it its values.
 fn check_cover<'a>(core: &Core, pieces: impl Iterator<Item = &'a Partition<'a>>) -> Result<()> {
     let mut covered = None;
@@ -244,11 +239,9 @@ fn check_cover<'a>(core: &Core, pieces: impl Iterator<Item = &'a Partition<'a>>)
         let id = piece.parameter_id;
         let index = core.find(id)?;
         let record = core.record(index);
-        if record.residency == Residency::Out {
-            return Err(core.not_out(index));
-        }
+        core.check_not_out(index)?;
         let dtype = piece.tensor.dtype;
-        if !matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::Bf16) {
+        if !is_convertible(dtype) {
             return Err(Error::DtypeMismatch(format!(
                 "parameter {id} cannot be made from {}: f32, f16 and bf16 are known",
                 dtype.name()

@@ -32,9 +32,7 @@ impl Optimizer {
             return Err(Error::invalid(format!("parameter {id} follows itself")));
         }
         for wanted in [Some(index), next].into_iter().flatten() {
-            if core.outs.iter().any(|out| out.record == wanted) {
-                return Err(core.not_out(wanted));
-            }
+            core.check_not_out(wanted)?;
         }
         if let Some(expected) = core.expected.filter(|expected| *expected != index) {
             return Err(Error::Busy(format!(
@@ -179,33 +177,5 @@ impl Optimizer {
         }
         core.check_out(index)?;
         self.take_back(core, index, GiveBack::Unchanged)
-    }
-}
-
-impl Core {
-    pub(super) fn check_no_step(&self) -> Result<()> {
-        match self.step {
-            Some(_) => Err(Error::Busy("a step is open; end or abort it".to_owned())),
-            None => Ok(()),
-        }
-    }
-
-    /// Whether there is room for one more record, whatever the views that are out.
-    pub(super) fn check_views(&self) -> Result<()> {
-        let views_max = self.policy.views_max;
-        if self.outs.len() < views_max {
-            return Ok(());
-        }
-        Err(Error::NoBuffers(format!(
-            "{views_max} views are out (views_max); give one back first"
-        )))
-    }
-
-    /// Whether a caller holds the record's view.
-    pub(super) fn check_out(&self, index: u32) -> Result<()> {
-        match self.outs.iter().any(|out| out.record == index) {
-            true => Ok(()),
-            false => Err(self.not_out(index)),
-        }
     }
 }

@@ -18,13 +18,12 @@ use crate::base::error::{Error, Result};
 use crate::base::observe::events;
 use crate::base::sync::{Condvar, Mutex, MutexGuard, lock};
 use crate::io::{Engine, Metrics};
-use crate::store::{STATES_MAX, StateSpec, Store};
+use crate::memory::numbers::is_convertible;
+use crate::store::{NAME_BYTES_MAX, STATES_MAX, StateSpec, Store, push_tightly};
 use crate::sys;
 
 /// No parameter has this id.
 pub const NO_PARAMETER: u64 = u64::MAX;
-/// Bytes of the longest name.
-const NAME_BYTES_MAX: usize = 4096;
 
 /// Keeps the optimizer state of parameters on storage, and brings it into pinned memory for each
 /// update.
@@ -55,7 +54,7 @@ impl Optimizer {
         engine.check_open()?;
         let options = OptimizerOptions::from_config(config)?;
         let store = Store::open(engine, &options)?;
-        let gradients = Gradients::new(engine, &options, store.scratch_directory())?;
+        let gradients = Gradients::new(engine, &options, store.scratch_directory());
         let mut core = Core::new(policy_of(&options), store.layout(), store.step());
         core.records.reserve_exact(store.records_len());
         for index in 0_u32.. {
@@ -232,13 +231,14 @@ impl Optimizer {
                 let offset = stored.map(|stored| stored.offset).ok_or_else(|| {
                     Error::Internal("the store lost a record it just made".to_owned())
                 })?;
-                core.add_record(Record {
+                let record = Record {
                     id,
                     numel,
                     offset,
                     attached: true,
                     ..Record::default()
-                });
+                };
+                push_tightly(&mut core.records, record);
             }
         }
         core.arena_is_stale = true;
@@ -252,9 +252,7 @@ impl Optimizer {
     /// last durable step.
     pub(super) fn settled_between_steps(&self) -> Result<MutexGuard<'_, Core>> {
         let mut core = lock(&self.shared.core);
-        if core.step.is_some() {
-            return Err(Error::Busy("a step is open; end or abort it".to_owned()));
-        }
+        core.check_no_step()?;
         if core.failed.is_none() {
             return Ok(core);
         }
@@ -317,8 +315,7 @@ fn check_name(name: &str) -> Result<()> {
 }
 
 fn check_types(position: usize, dtype: Dtype, disk_dtype: Dtype) -> Result<()> {
-    let is_float = |dtype: Dtype| matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::Bf16);
-    if dtype != disk_dtype && !(is_float(dtype) && is_float(disk_dtype)) {
+    if dtype != disk_dtype && !(is_convertible(dtype) && is_convertible(disk_dtype)) {
         return Err(Error::Unsupported {
             message: format!(
                 "{} cannot be kept as {}: only f32, f16 and bf16 are converted",
@@ -328,7 +325,7 @@ fn check_types(position: usize, dtype: Dtype, disk_dtype: Dtype) -> Result<()> {
             errno: 0,
         });
     }
-    if position == 0 && !is_float(dtype) {
+    if position == 0 && !is_convertible(dtype) {
         return Err(Error::Unsupported {
             message: format!(
                 "the master parameter is f32, f16 or bf16, and not {}",

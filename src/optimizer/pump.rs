@@ -16,7 +16,7 @@ impl Core {
         if !self.make_room(index) {
             return false;
         }
-        let all = u8::try_from((1_u16 << self.layout.states.len()) - 1).unwrap_or(u8::MAX);
+        let all = self.layout.all_states();
         let record = self.record_mut(index);
         match record
             .newest()
@@ -55,7 +55,7 @@ impl Core {
 
     /// The slot that may be written: not that of the base. Without a base, both may; then the one
     /// that the open step can do without.
-    fn free_slot(&self, index: u32) -> u8 {
+    pub(super) fn free_slot(&self, index: u32) -> u8 {
         let before = self.step.as_ref().and_then(|step| step.before(index));
         match self.record(index).base.or(before) {
             Some(kept) => 1 - kept.slot.min(1),

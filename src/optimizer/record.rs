@@ -70,11 +70,6 @@ impl Record {
         self.working.or(self.base)
     }
 
-    /// The slot that may be written.
-    pub(super) fn free_slot(&self) -> u8 {
-        self.base.map_or(0, |base| 1 - base.slot.min(1))
-    }
-
     /// Whether a caller may have it now.
     pub(super) fn can_be_given(&self) -> bool {
         self.residency == Residency::Warm && !self.in_commit

@@ -68,7 +68,7 @@ impl Optimizer {
             ));
         }
         core = self.write_everything(core);
-        for index in 0..u32::try_from(core.records.len()).unwrap_or(u32::MAX) {
+        for index in core.indices() {
             core.forget(index);
         }
         core.arena = None;

@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::core::{Core, Job};
 use super::figures::Figures;
 use super::image::Image;
-use super::record::{Residency, StepPart};
+use super::record::StepPart;
 use crate::base::config::OptimizerOptions;
 use crate::base::error::{Error, Result};
 use crate::base::sync::{Condvar, Mutex, MutexGuard, lock};
@@ -115,7 +115,7 @@ impl Shared {
         filled.token = u64::from(job.record) << 1 | u64::from(job.writes);
         filled.buffers.push(buffer.clone());
         filled.push_file(self.store.data_path(), Length::Grow, group);
-        let slot = job.offset + u64::from(job.version.slot) * layout.extent_bytes(job.numel);
+        let slot = layout.slot_offset(job.offset, job.version.slot, job.numel);
         let mut pending: Option<Segment> = None;
         for state in 0..layout.states.len() {
             if job.version.zero_states & (1 << state) != 0 {
@@ -200,7 +200,8 @@ impl Core {
         if index as usize >= self.records.len() {
             return;
         }
-        let error = error.map(|error| of_parameter(error, self.record(index).id));
+        let error =
+            error.map(|error| error.striking(&format!("parameter {}", self.record(index).id)));
         if writes {
             self.writing_count -= 1;
             self.writing_bytes -= self.extent_bytes(index);
@@ -220,8 +221,6 @@ impl Core {
 
     /// A write was lost: the version is given up, and the one before is what can be read.
     pub(super) fn note_lost(&mut self, index: u32, error: Error) {
-        self.record_mut(index).residency = Residency::Warm;
-        self.record_mut(index).dirty = true;
         self.forget(index);
         let before = self.step.as_mut().and_then(|step| {
             let before = step.undo.get(&index).copied()?;
@@ -239,8 +238,6 @@ impl Core {
     }
 
     fn note_unreadable(&mut self, index: u32, error: Error) {
-        self.record_mut(index).residency = Residency::Warm;
-        self.record_mut(index).dirty = true;
         self.forget(index);
         if let Some(error) = self.tell_step(index, error) {
             self.unreadable.insert(index, error);
@@ -265,14 +262,4 @@ impl Core {
         self.io_clock.set(moving);
         self.compute_clock.set(updating);
     }
-}
-
-/// Says in an error's text which parameter it struck.
-pub(super) fn of_parameter(mut error: Error, id: u64) -> Error {
-    if let Error::Io(failure) | Error::SizeMismatch(failure) | Error::Checksum(failure) = &mut error
-    {
-        let separator = if failure.detail.is_empty() { "" } else { ", " };
-        failure.detail = format!("parameter {id}{separator}{}", failure.detail);
-    }
-    error
 }

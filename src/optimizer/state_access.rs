@@ -1,19 +1,16 @@
 //! Between steps: reading and writing single states, forgetting moments, committing, user data.
 
 use super::core::Core;
-use super::initialize::{convert_range, zero_but_master};
+use super::initialize::convert_range;
 use super::optimizer_swapper::Optimizer;
-use super::record::Residency;
 use super::views::GiveBack;
 use crate::base::dtype::Dtype;
 use crate::base::error::{Error, Result};
 use crate::base::sync::{MutexGuard, lock};
+use crate::base::units::to_u64;
 use crate::io::Tensor;
 use crate::memory::MemoryRange;
-use crate::store::StateSpec;
-
-/// Bytes that a caller may keep with the steps.
-const USER_DATA_BYTES_MAX: usize = 1 << 20;
+use crate::store::{StateSpec, USER_DATA_BYTES_MAX};
 
 impl Optimizer {
     /// Copies one state of a parameter to the caller, converted to the destination's type.
@@ -62,9 +59,7 @@ impl Optimizer {
         let index = core.find(id)?;
         let position = core.find_state(state)?;
         check_tensor(&core, index, &core.layout.states[position], tensor)?;
-        if core.record(index).residency == Residency::Out {
-            return Err(core.not_out(index));
-        }
+        core.check_not_out(index)?;
         if how != GiveBack::Unchanged {
             core.check_alive()?;
         }
@@ -99,15 +94,13 @@ impl Optimizer {
     pub fn purge_state(&self) -> Result<()> {
         let _desk = self.enter()?;
         let mut core = self.settled_between_steps()?;
-        if let Some(out) = core.outs.first() {
-            return Err(core.not_out(out.record));
-        }
+        core.check_none_out()?;
         core.check_alive()?;
         while core.is_moving() || !core.commit.is_idle() {
             core = self.shared.wait_for(core, false);
         }
-        let zero_states = zero_but_master(core.layout.states.len());
-        for index in 0..u32::try_from(core.records.len()).unwrap_or(u32::MAX) {
+        let zero_states = core.layout.zero_but_master();
+        for index in core.indices() {
             let record = core.record_mut(index);
             let Some(mut version) = record.newest().filter(|_| record.attached) else {
                 continue;
@@ -129,10 +122,7 @@ impl Optimizer {
     pub fn commit(&self) -> Result<()> {
         let _desk = self.enter()?;
         let core = self.settled_between_steps()?;
-        if let Some(out) = core.outs.first() {
-            let id = core.record(out.record).id;
-            return Err(Error::Busy(format!("parameter {id} is swapped in")));
-        }
+        core.check_none_out()?;
         self.commit_now(core).map(drop)
     }
 
@@ -177,7 +167,7 @@ impl Optimizer {
     /// `InvalidArgument` for more than 1 MiB, `NoMemory`.
     pub fn set_user_data(&self, data: &[u8]) -> Result<()> {
         let _desk = self.enter()?;
-        if data.len() > USER_DATA_BYTES_MAX {
+        if to_u64(data.len()) > USER_DATA_BYTES_MAX {
             return Err(Error::invalid(format!(
                 "{} bytes of user data are more than {USER_DATA_BYTES_MAX}",
                 data.len()

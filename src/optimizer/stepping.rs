@@ -39,16 +39,12 @@ impl Optimizer {
     pub fn step_begin(&self, ids: Option<&[u64]>) -> Result<()> {
         let _desk = self.enter()?;
         let mut core = self.settled_between_steps()?;
-        if let Some(out) = core.outs.first() {
-            let id = core.record(out.record).id;
-            return Err(Error::Busy(format!("parameter {id} is swapped in")));
-        }
+        core.check_none_out()?;
         let mut order = match ids {
             Some(ids) => self.indices_of(&core, ids)?,
-            None => (0_u32..)
-                .zip(&core.records)
-                .filter(|(_, record)| record.attached)
-                .map(|(index, _)| index)
+            None => core
+                .indices()
+                .filter(|index| core.record(*index).attached)
                 .collect(),
         };
         core.check_alive()?;
@@ -64,7 +60,7 @@ impl Optimizer {
         }
         core.expected = None;
         core.unreadable.clear();
-        core.open_step(order);
+        core.begin_step(order);
         core.step_figures.read_bytes_before = self.shared.figures.read_bytes.get();
         core.step_figures.written_bytes_before = self.shared.figures.written_bytes.get();
         core.step_figures.io_ns_before = core.io_clock.total_ns();
@@ -120,10 +116,10 @@ impl Optimizer {
             if waited && (core.step.is_none() || core.step_serial != serial) {
                 return Err(Error::Cancelled("the step was aborted".to_owned()).into());
             }
-            core.check_can_give()?;
-            let Some(step) = core.step.as_mut() else {
-                return Err(Error::Busy("no step is open".to_owned()).into());
-            };
+            let step = core.open_step()?;
+            if step.is_aborting {
+                return Err(Error::Cancelled("the step is being aborted".to_owned()).into());
+            }
             if step.todo_count == 0 {
                 step.told_end = true;
                 return Ok(None);
@@ -159,11 +155,9 @@ impl Optimizer {
     /// `pipeline_write`, the failure of its write.
     pub fn step_done(&self, id: u64, changed: bool) -> Result<()> {
         self.shared.engine.check()?;
-        let core = lock(&self.shared.core);
+        let mut core = lock(&self.shared.core);
         let index = core.find(id)?;
-        if core.step.is_none() {
-            return Err(Error::Busy("no step is open".to_owned()));
-        }
+        core.open_step()?;
         let how = match (changed, core.policy.pipeline_write) {
             (false, _) => GiveBack::Unchanged,
             (true, true) => GiveBack::Changed,
@@ -242,9 +236,7 @@ impl Optimizer {
         let _desk = self.enter()?;
         let mut core = lock(&self.shared.core);
         let has_failed = core.failed.is_some();
-        let Some(step) = core.step.as_mut() else {
-            return Err(Error::Busy("no step is open".to_owned()));
-        };
+        let step = core.open_step()?;
         if step.is_irreversible && step.error.is_none() && !has_failed {
             return Err(Error::Unsupported {
                 message: "with sync=none, what was before this step was written over already"
@@ -279,17 +271,6 @@ impl Optimizer {
 }
 
 impl Core {
-    /// Whether the open step gives anything out.
-    fn check_can_give(&self) -> Result<()> {
-        match &self.step {
-            Some(step) if step.is_aborting => {
-                Err(Error::Cancelled("the step is being aborted".to_owned()))
-            }
-            Some(_) => Ok(()),
-            None => Err(Error::Busy("no step is open".to_owned())),
-        }
-    }
-
     /// Whether a caller that waits for a record should look again before it sleeps.
     fn has_news(&self) -> bool {
         self.failed.is_some()
@@ -315,7 +296,7 @@ impl Core {
         self.policy.sync == SyncMode::Commit && self.changed.iter().any(is_full)
     }
 
-    fn open_step(&mut self, order: Vec<u32>) {
+    fn begin_step(&mut self, order: Vec<u32>) {
         let unread_bytes = order
             .iter()
             .filter(|index| {
@@ -347,18 +328,10 @@ impl Core {
     }
 
     fn check_step_is_over(&mut self) -> Result<()> {
-        let Some(step) = self.step.as_ref() else {
-            return Err(Error::Busy("no step is open".to_owned()));
-        };
-        if let Some(out) = self.outs.first() {
-            return Err(Error::Busy(format!(
-                "parameter {} is still out, and {} in all",
-                self.record(out.record).id,
-                self.outs.len()
-            )));
-        }
+        let step = self.open_step()?;
         let (is_aborting, told_end, todo_count) =
             (step.is_aborting, step.told_end, step.todo_count);
+        self.check_none_out()?;
         self.tell_failed()?;
         if is_aborting {
             return Err(Error::Busy("the step is being aborted".to_owned()));

@@ -11,7 +11,6 @@ use super::gradients::Lent;
 use super::image::{Image, RoundingKey};
 use super::optimizer_swapper::Optimizer;
 use super::record::{Residency, StepPart};
-use super::shared::of_parameter;
 use super::view::{ParameterView, StateView};
 use crate::base::config::ChecksumMode;
 use crate::base::error::{Error, IoFailure, Result};
@@ -76,7 +75,8 @@ impl Optimizer {
             }
             // First what can fail: the record is still in image form then.
             let (gradient, lent) = self.gradient_of(&image, index, with_gradient)?;
-            let states = image.expand(version.map_or(u8::MAX, |version| version.zero_states))?;
+            let states =
+                image.expand(version.map_or(layout.all_states(), |version| version.zero_states))?;
             Ok((states, gradient, lent))
         });
         let mut core = lock(&self.shared.core);
@@ -97,7 +97,7 @@ impl Optimizer {
                 })
             }
             Err(error) => {
-                let error = of_parameter(error, id);
+                let error = error.striking(&format!("parameter {id}"));
                 if let Some(step) = core.step.as_mut() {
                     step.error.get_or_insert_with(|| error.clone());
                 }
@@ -152,8 +152,10 @@ impl Optimizer {
         };
         self.shared.figures.checksum_errors.add(1);
         let core = lock(&self.shared.core);
-        let extent = core.extent_bytes(index);
-        let offset = core.record(index).offset + u64::from(version.slot) * extent;
+        let record = core.record(index);
+        let offset = core
+            .layout
+            .slot_offset(record.offset, version.slot, record.numel);
         let path = self.shared.store.data_path().to_string_lossy().into_owned();
         Err(Error::Checksum(Box::new(IoFailure {
             operation: "swap_in",
@@ -236,7 +238,7 @@ impl Optimizer {
 }
 
 impl Core {
-    /// Why a record cannot be taken back.
+    /// Why a record cannot be given out, or taken back.
     pub(super) fn not_out(&self, index: u32) -> Error {
         let record = self.record(index);
         let doing = match record.residency {
@@ -244,6 +246,41 @@ impl Core {
             _ => record.doing(),
         };
         Error::Busy(format!("parameter {} {doing}", record.id))
+    }
+
+    /// Whether no caller holds the record's view.
+    pub(super) fn check_not_out(&self, index: u32) -> Result<()> {
+        match self.outs.iter().any(|out| out.record == index) {
+            true => Err(self.not_out(index)),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether a caller holds the record's view.
+    pub(super) fn check_out(&self, index: u32) -> Result<()> {
+        match self.check_not_out(index) {
+            Ok(()) => Err(self.not_out(index)),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Whether no view is out.
+    pub(super) fn check_none_out(&self) -> Result<()> {
+        match self.outs.first() {
+            Some(out) => self.check_not_out(out.record),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether there is room for one more view.
+    pub(super) fn check_views(&self) -> Result<()> {
+        let views_max = self.policy.views_max;
+        if self.outs.len() < views_max {
+            return Ok(());
+        }
+        Err(Error::NoBuffers(format!(
+            "{views_max} views are out (views_max); give one back first"
+        )))
     }
 
     /// Notes that a step gave out a record of which there is no other copy: what the caller makes
@@ -314,8 +351,6 @@ impl Core {
     /// Gives up a view, and what is in memory of its record.
     pub(super) fn drop_view(&mut self, index: u32) {
         self.outs.retain(|out| out.record != index);
-        self.record_mut(index).residency = Residency::Warm;
-        self.record_mut(index).dirty = true;
         self.forget(index);
     }
 }

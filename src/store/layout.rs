@@ -96,6 +96,21 @@ impl Layout {
         last.map_or(0, |last| self.region(last, numel).end)
     }
 
+    /// Offset of a slot of the record whose slot 0 is at `offset`.
+    pub(crate) fn slot_offset(&self, offset: u64, slot: u8, numel: u64) -> u64 {
+        offset + u64::from(slot) * self.extent_bytes(numel)
+    }
+
+    /// The set of all states, as [`Version::zero_states`](super::Version) has it.
+    pub(crate) fn all_states(&self) -> u8 {
+        (0..self.states.len()).fold(0, |set, state| set | 1 << state)
+    }
+
+    /// The set of all states but the master.
+    pub(crate) fn zero_but_master(&self) -> u8 {
+        self.all_states() & !1
+    }
+
     /// The state with this name.
     pub(crate) fn find(&self, name: &str) -> Option<usize> {
         self.states.iter().position(|state| state.name == name)

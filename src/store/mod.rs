@@ -38,4 +38,5 @@ pub(crate) use fuzz::read_any_log;
 pub use layout::STATES_MAX;
 pub(crate) use layout::{BLOCK_BYTES, Layout, StateSpec};
 pub(crate) use store::Store;
+pub(crate) use table::{NAME_BYTES_MAX, USER_DATA_BYTES_MAX, push_tightly};
 pub(crate) use version::Version;

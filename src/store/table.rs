@@ -169,17 +169,14 @@ impl Table {
         let (offset, end) = self.place(id, name, numel)?;
         let len = self.records.len();
         let index = u32::try_from(len).map_err(|_| Error::invalid("too many parameters"))?;
-        if len == self.records.capacity() {
-            // Doubling would leave half of the table unused in the worst case.
-            self.records.reserve_exact(len / 8 + 64);
-        }
-        self.records.push(StoredRecord {
+        let record = StoredRecord {
             id,
             name: name.map(Box::from),
             numel,
             offset,
             durable: None,
-        });
+        };
+        push_tightly(&mut self.records, record);
         self.ids.insert(id, index);
         self.uncommitted_bytes += ENTRY_BYTES_MAX + to_u64(name.unwrap_or_default().len());
         self.end = end;
@@ -331,6 +328,15 @@ impl Table {
             });
         }
     }
+}
+
+/// Adds an item to a list that may grow very long. Doubling its room would leave half of it unused
+/// in the worst case.
+pub(crate) fn push_tightly<T>(list: &mut Vec<T>, item: T) {
+    if list.len() == list.capacity() {
+        list.reserve_exact(list.len() / 8 + 64);
+    }
+    list.push(item);
 }
 
 fn check_name(name: &str) -> Result<()> {

@@ -13,7 +13,7 @@ use crate::base::dtype::Dtype;
 use crate::base::error::{Error, Result};
 use crate::base::observe::{TimerSnapshot, events};
 use crate::base::units::{MIB, to_u64};
-use crate::io::{Direction, Engine, Metrics, Tensor, sort_list};
+use crate::io::{Direction, Engine, Metrics, Tensor, Waiting, sort_list};
 use crate::memory::Buffer;
 
 /// Staged bytes at which a write begins while others are in flight.
@@ -27,6 +27,8 @@ pub(super) const SUBMIT_BYTES: u64 = 4 * MIB;
 pub struct Swapper {
     pub(super) engine: Engine,
     pub(super) shared: Arc<Shared>,
+    /// Where the thread at the desk waits for what it reads.
+    reading: Arc<Waiting>,
     desk: std::sync::Mutex<Desk>,
 }
 
@@ -58,6 +60,7 @@ impl Swapper {
         Ok(Swapper {
             engine: engine.clone(),
             shared,
+            reading: Arc::default(),
             desk: std::sync::Mutex::new(Desk {
                 buffers: Vec::new(),
                 dtype: Dtype::Bytes,
@@ -233,7 +236,7 @@ impl Swapper {
         if !any_staged {
             self.submit_staged(desk)?;
             self.note_avoided_copies(tensors);
-            return self.shared.read(&self.engine, tensors, paths);
+            return self.reading.read(&self.engine, tensors, paths);
         }
         let mut other_tensors = Vec::new();
         let mut other_paths = Vec::new();
@@ -251,7 +254,8 @@ impl Swapper {
         }
         self.submit_staged(desk)?;
         self.note_avoided_copies(&other_tensors);
-        self.shared.read(&self.engine, &other_tensors, &other_paths)
+        self.reading
+            .read(&self.engine, &other_tensors, &other_paths)
     }
 
     /// Counts what moves straight into pinned memory.

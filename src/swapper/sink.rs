@@ -1,9 +1,8 @@
-//! Where the driver tells of finished writes and reads of a swapper.
+//! Where the driver tells of finished writes of a swapper.
 //!
 //! The driver thread only notes the outcome and wakes whoever waits; what follows from it is done
 //! by the thread that uses the swapper, when it next looks.
 
-use std::ffi::CStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,10 +10,8 @@ use crate::base::error::Result;
 use crate::base::observe::{Counter, Gauge, Timer};
 use crate::base::sync::{Condvar, Mutex, lock};
 use crate::base::units::to_u64;
-use crate::io::{Direction, Engine, Outcome, Request, Sink, Tensor};
+use crate::io::{Engine, Outcome, Request, Sink};
 
-/// The token of a read.
-const READ: u64 = u64::MAX;
 /// Low bits of a write's token: which staging buffer. The rest: how many bytes.
 const BUFFER_BITS: u32 = 16;
 /// The most staging buffers of one swapper.
@@ -32,16 +29,10 @@ fn token_of(buffer: usize, len_bytes: u64) -> u64 {
     len_bytes << BUFFER_BITS | to_u64(buffer)
 }
 
-#[derive(Debug, Default)]
-struct News {
-    writes: Vec<Finished>,
-    read: Option<Outcome>,
-}
-
 /// What the driver and readers of figures share with a swapper.
 #[derive(Debug, Default)]
 pub(super) struct Shared {
-    news: Mutex<News>,
+    finished: Mutex<Vec<Finished>>,
     arrived: Condvar,
     pub(super) figures: Figures,
 }
@@ -77,15 +68,11 @@ impl Sink for Shared {
     fn progress(&self, _token: u64, _bytes: u64) {}
 
     fn complete(&self, token: u64, outcome: Outcome) {
-        let mut news = lock(&self.news);
-        if token == READ {
-            news.read = Some(outcome);
-        } else {
-            self.figures.in_flight.sub(token >> BUFFER_BITS);
-            let buffer = usize::try_from(token % (1 << BUFFER_BITS)).unwrap_or(BUFFERS_MAX);
-            news.writes.push(Finished { buffer, outcome });
-        }
-        drop(news);
+        let mut finished = lock(&self.finished);
+        self.figures.in_flight.sub(token >> BUFFER_BITS);
+        let buffer = usize::try_from(token % (1 << BUFFER_BITS)).unwrap_or(BUFFERS_MAX);
+        finished.push(Finished { buffer, outcome });
+        drop(finished);
         self.arrived.notify_all();
     }
 }
@@ -109,21 +96,6 @@ impl Shared {
             .inspect_err(|_| self.figures.in_flight.sub(len_bytes))
     }
 
-    /// Reads a list and waits for it.
-    pub(super) fn read(
-        self: &Arc<Self>,
-        engine: &Engine,
-        tensors: &[Tensor],
-        paths: &[&CStr],
-    ) -> Result<()> {
-        let sink = Arc::clone(self) as Arc<dyn Sink>;
-        engine.swap_for(Direction::In, tensors, paths, sink, READ)?;
-        match self.take_read().failure {
-            Some(failure) => Err(failure.error),
-            None => Ok(()),
-        }
-    }
-
     /// Takes the writes that have ended; with `wait`, blocks until one has or the deadline is
     /// over (`None`: never). False where the deadline was over first.
     pub(super) fn take_writes(
@@ -132,12 +104,12 @@ impl Shared {
         deadline: Option<Instant>,
         into: &mut Vec<Finished>,
     ) -> bool {
-        let mut news = lock(&self.news);
-        while wait && news.writes.is_empty() {
-            news = match deadline {
+        let mut finished = lock(&self.finished);
+        while wait && finished.is_empty() {
+            finished = match deadline {
                 None => self
                     .arrived
-                    .wait(news)
+                    .wait(finished)
                     .unwrap_or_else(std::sync::PoisonError::into_inner),
                 Some(deadline) => {
                     let left = deadline.saturating_duration_since(Instant::now());
@@ -145,27 +117,13 @@ impl Shared {
                         return false;
                     }
                     self.arrived
-                        .wait_timeout(news, left)
+                        .wait_timeout(finished, left)
                         .unwrap_or_else(std::sync::PoisonError::into_inner)
                         .0
                 }
             };
         }
-        into.append(&mut news.writes);
+        into.append(&mut finished);
         true
-    }
-
-    /// Waits for the end of the one read.
-    fn take_read(&self) -> Outcome {
-        let mut news = lock(&self.news);
-        loop {
-            if let Some(outcome) = news.read.take() {
-                return outcome;
-            }
-            news = self
-                .arrived
-                .wait(news)
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-        }
     }
 }

@@ -83,16 +83,12 @@ enum Slot {
 }
 
 impl Gradients {
-    /// No gradients yet. Files, where there are to be some, lie in `scratch_directory`, which is
-    /// made when it is needed.
-    ///
-    /// # Errors
-    /// `Internal` for an engine whose configuration cannot be read.
+    /// No gradients yet. Files, where there are to be some, lie in `scratch_directory`.
     pub(crate) fn new(
         engine: &Engine,
         options: &OptimizerOptions,
         scratch_directory: &CStr,
-    ) -> Result<Gradients> {
+    ) -> Gradients {
         Gradients::with_limits(engine, options, scratch_directory, LIMITS)
     }
 
@@ -101,9 +97,9 @@ impl Gradients {
         options: &OptimizerOptions,
         scratch_directory: &CStr,
         limits: Limits,
-    ) -> Result<Gradients> {
+    ) -> Gradients {
         let quarter = || sys::memory_available_bytes().map_or(u64::MAX, |bytes| bytes / 4);
-        Ok(Gradients {
+        Gradients {
             shared: Arc::new(Shared {
                 place: options.gradients,
                 dtype: options.gradient_type,
@@ -111,11 +107,11 @@ impl Gradients {
                 budget_bytes: options.gradient_bytes.unwrap_or_else(quarter),
                 memory: Arc::default(),
                 rooms: Rooms::new(engine),
-                spill: Spill::new(engine, scratch_directory)?,
+                spill: Spill::new(engine, scratch_directory),
                 timers: GradientTimers::default(),
                 table: Mutex::default(),
             }),
-        })
+        }
     }
 
     /// Takes pieces of the gradient of a parameter with `numel` elements, in order: piece `i`

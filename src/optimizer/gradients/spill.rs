@@ -5,14 +5,13 @@ use std::ffi::{CStr, CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use crate::base::config::{BackendChoice, EngineOptions};
 use crate::base::dtype::Dtype;
 use crate::base::error::{Error, Result};
 use crate::base::observe::{Counter, events};
-use crate::base::sync::{Condvar, Mutex, lock};
+use crate::base::sync::{Mutex, lock};
 use crate::base::units::MIB;
 use crate::io::tensor::KEEP_LENGTH;
-use crate::io::{Direction, Engine, Outcome, Sink, Tensor};
+use crate::io::{Engine, Tensor, Waiting};
 use crate::memory::MemoryRange;
 use crate::swapper::Swapper;
 
@@ -27,8 +26,6 @@ const BUFFER_BYTES: u64 = 4 * MIB;
 pub(super) struct Spill {
     engine: Engine,
     directory: CString,
-    /// Whether the files are files, and not the engine's memory.
-    is_on_disk: bool,
     /// Made at first use. The lock lets one thread at a time stage, which is all a swapper takes.
     swapper: Mutex<Option<Swapper>>,
     /// Every file that may exist, and whose gradient it holds.
@@ -38,16 +35,14 @@ pub(super) struct Spill {
 }
 
 impl Spill {
-    pub(super) fn new(engine: &Engine, directory: &CStr) -> Result<Spill> {
-        let backend = EngineOptions::from_config(engine.config())?.backend;
-        Ok(Spill {
+    pub(super) fn new(engine: &Engine, directory: &CStr) -> Spill {
+        Spill {
             engine: engine.clone(),
             directory: directory.to_owned(),
-            is_on_disk: backend != BackendChoice::Memory,
             swapper: Mutex::default(),
             files: Mutex::default(),
             written_bytes: Counter::new(),
-        })
+        }
     }
 
     /// The file for the gradient of a parameter in a type.
@@ -62,13 +57,6 @@ impl Spill {
         let mut files = lock(&self.files);
         if files.contains_key(&path) {
             return Ok(path);
-        }
-        if self.is_on_disk {
-            let directory = self.directory.to_bytes();
-            std::fs::create_dir_all(OsStr::from_bytes(directory)).map_err(|error| {
-                let errno = error.raw_os_error().unwrap_or(libc::EIO);
-                Error::io("mkdir", directory, None, errno, "for gradients")
-            })?;
         }
         files.insert(path.clone(), id);
         Ok(path)
@@ -134,30 +122,23 @@ impl Spill {
         }
         // The engine lets requests on one range of a file take effect in the order submitted.
         self.submit()?;
-        let waiter: Arc<Waiter> = Arc::default();
         let paths = vec![path; ranges.len()];
-        let sink = Arc::clone(&waiter) as Arc<dyn Sink>;
-        self.engine
-            .swap_for(Direction::In, ranges, &paths, sink, 0)?;
-        match waiter.wait().failure {
-            Some(failure) => Err(self.name(failure.error)),
-            None => Ok(()),
-        }
+        Arc::<Waiting>::default()
+            .read(&self.engine, ranges, &paths)
+            .map_err(|error| self.name(error))
     }
 
-    /// Adds to an error of a file whose gradient it concerns.
-    fn name(&self, mut error: Error) -> Error {
-        if let Error::Io(failure) | Error::SizeMismatch(failure) = &mut error {
-            let files = lock(&self.files);
-            let found = files
-                .iter()
-                .find(|(path, _)| path.to_string_lossy() == failure.path);
-            if let Some((_, id)) = found {
-                let separator = if failure.detail.is_empty() { "" } else { ", " };
-                failure.detail = format!("{}{separator}gradient of parameter {id}", failure.detail);
-            }
+    /// Says in the error of a file whose gradient it holds.
+    fn name(&self, error: Error) -> Error {
+        let (Error::Io(failure) | Error::SizeMismatch(failure)) = &error else {
+            return error;
+        };
+        let files = lock(&self.files);
+        let is_it = |(path, _): &(&CString, &u64)| path.to_string_lossy() == failure.path;
+        match files.iter().find(is_it) {
+            Some((_, id)) => error.striking(&format!("gradient of parameter {id}")),
+            None => error,
         }
-        error
     }
 }
 
@@ -169,7 +150,7 @@ impl Drop for Spill {
         }
         // DROP ORDER: the swapper waits for its writes, which would make the files anew.
         drop(lock(&self.swapper).take());
-        if !self.is_on_disk {
+        if self.engine.is_in_memory() {
             return;
         }
         for path in lock(&self.files).keys() {
@@ -208,39 +189,4 @@ pub(super) fn tensor(memory: MemoryRange, dtype: Dtype, first: u64, numel: u64) 
         user_tag: 0,
     };
     tensor.at(dtype.bytes_of(first)?)
-}
-
-/// Waits for the end of one request.
-#[derive(Debug, Default)]
-struct Waiter {
-    outcome: Mutex<Option<Outcome>>,
-    arrived: Condvar,
-}
-
-impl Waiter {
-    fn wait(&self) -> Outcome {
-        let mut outcome = lock(&self.outcome);
-        loop {
-            if let Some(outcome) = outcome.take() {
-                return outcome;
-            }
-            outcome = self
-                .arrived
-                .wait(outcome)
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-        }
-    }
-}
-
-impl Sink for Waiter {
-    fn is_cancelled(&self, _token: u64) -> bool {
-        false
-    }
-
-    fn progress(&self, _token: u64, _bytes: u64) {}
-
-    fn complete(&self, _token: u64, outcome: Outcome) {
-        *lock(&self.outcome) = Some(outcome);
-        self.arrived.notify_all();
-    }
 }

@@ -262,8 +262,7 @@ fn act(gradients: &Gradients, models: &mut [Model], action: &Action) {
 }
 
 fn walk(engine: &Engine, options: &OptimizerOptions, directory: &Path, actions: &[Action]) {
-    let scratch = c_path(&directory.join("scratch"));
-    let gradients = Gradients::with_limits(engine, options, &scratch, SMALL).unwrap();
+    let gradients = Gradients::with_limits(engine, options, &c_path(directory), SMALL);
     let mut models: Vec<Model> = NUMELS.iter().map(|numel| vec![None; *numel]).collect();
     for action in actions {
         act(&gradients, &mut models, action);
@@ -298,8 +297,7 @@ proptest! {
     ) {
         let directory = tempfile::tempdir_in(".").unwrap();
         walk(&engine("auto"), &options, directory.path(), &actions);
-        let scratch = directory.path().join("scratch");
-        let left = std::fs::read_dir(scratch).map_or(0, Iterator::count);
+        let left = std::fs::read_dir(directory.path()).unwrap().count();
         prop_assert_eq!(left, 0, "files are left behind");
     }
 }
@@ -318,7 +316,7 @@ fn gradients_at_element_300050_come_back_exactly() {
         let directory = tempfile::tempdir_in(".").unwrap();
         let engine = engine("auto");
         let options = options(&[("gradients", place)]);
-        let gradients = Gradients::new(&engine, &options, &c_path(directory.path())).unwrap();
+        let gradients = Gradients::new(&engine, &options, &c_path(directory.path()));
         let head = source(&ramp(OFFSET, 0), Dtype::F32, false, 0);
         let tail = source(&ramp(NUMEL - OFFSET, OFFSET), Dtype::F32, false, 4);
         let numel = NUMEL as u64;
@@ -348,7 +346,7 @@ fn the_last_step_is_never_seen_again_and_uncovered_regions_are_zero() {
         let directory = tempfile::tempdir_in(".").unwrap();
         let engine = engine("auto");
         let options = options(&[("gradients", place)]);
-        let gradients = Gradients::new(&engine, &options, &c_path(directory.path())).unwrap();
+        let gradients = Gradients::new(&engine, &options, &c_path(directory.path()));
         let full = source(&vec![3.5; NUMEL], Dtype::F32, false, 0);
         gradients.take(1, NUMEL, 0, &full).unwrap();
         gradients.take(2, NUMEL, 0, &full).unwrap();
@@ -370,7 +368,7 @@ fn the_last_step_is_never_seen_again_and_uncovered_regions_are_zero() {
 
 #[test]
 fn a_gradient_in_memory_is_given_out_where_it_lies() {
-    let gradients = Gradients::new(&engine("memory"), &options(&[]), c"/nowhere").unwrap();
+    let gradients = Gradients::new(&engine("memory"), &options(&[]), c"/nowhere");
     let mut addresses = Vec::new();
     for _step in 0..2 {
         gradients
@@ -398,7 +396,7 @@ fn mixed_types_are_kept_in_f32() {
     for place in ["disk", "memory"] {
         let options = options(&[("gradients", place)]);
         let engine = engine("memory");
-        let gradients = Gradients::with_limits(&engine, &options, c"/nowhere", SMALL).unwrap();
+        let gradients = Gradients::with_limits(&engine, &options, c"/nowhere", SMALL);
         let numel = 8000;
         gradients
             .take(0, numel, 0, &source(&[1.0; 5000], Dtype::Bf16, false, 0))
@@ -435,7 +433,7 @@ fn the_norm_is_the_same_wherever_the_values_lie() {
     for place in ["memory", "disk"] {
         let options = options(&[("gradients", place)]);
         let engine = engine("memory");
-        let gradients = Gradients::with_limits(&engine, &options, c"/nowhere", SMALL).unwrap();
+        let gradients = Gradients::with_limits(&engine, &options, c"/nowhere", SMALL);
         let mut with_holes = values.clone();
         with_holes[17] = f32::INFINITY;
         with_holes[9000] = f32::NAN;
@@ -454,7 +452,7 @@ fn the_norm_is_the_same_wherever_the_values_lie() {
 
 #[test]
 fn a_bad_list_is_refused_whole() {
-    let gradients = Gradients::new(&engine("memory"), &options(&[]), c"/nowhere").unwrap();
+    let gradients = Gradients::new(&engine("memory"), &options(&[]), c"/nowhere");
     let good = source(&[1.0; 4], Dtype::F32, false, 0);
     let mut bad = source(&[1.0; 4], Dtype::F32, false, 0);
     let refused = |offsets: &[u64], tensors: &[Tensor]| {
@@ -478,7 +476,7 @@ fn a_bad_list_is_refused_whole() {
 
 #[test]
 fn a_lent_gradient_is_busy_and_a_discard_meanwhile_ends_it() {
-    let gradients = Gradients::new(&engine("memory"), &options(&[]), c"/nowhere").unwrap();
+    let gradients = Gradients::new(&engine("memory"), &options(&[]), c"/nowhere");
     let piece = source(&[1.0; 4], Dtype::F32, false, 0);
     gradients.take(3, 10, 0, &piece).unwrap();
     let lent = gradients.lend(3).unwrap().unwrap();
@@ -504,7 +502,7 @@ fn several_threads_see_spilled_gradients_and_share_few_buffers() {
     let options = options(&[("gradients", "disk")]);
     let scratch = c_path(directory.path());
     let engine = engine("auto");
-    let gradients = Gradients::with_limits(&engine, &options, &scratch, SMALL).unwrap();
+    let gradients = Gradients::with_limits(&engine, &options, &scratch, SMALL);
     for id in 0..12 {
         let values = ramp(NUMEL, id as usize);
         let piece = source(&values, Dtype::F32, false, 0);
@@ -537,7 +535,7 @@ fn a_failed_write_comes_out_of_flush_and_of_the_view_with_the_id() {
     let engine = Engine::with_faults(&Config::new(), plan).unwrap();
     let options = options(&[("gradients", "disk")]);
     let scratch = c_path(directory.path());
-    let gradients = Gradients::with_limits(&engine, &options, &scratch, SMALL).unwrap();
+    let gradients = Gradients::with_limits(&engine, &options, &scratch, SMALL);
     let piece = source(&[1.0; 5000], Dtype::F32, false, 0);
     gradients.take(4711, 5000, 0, &piece).unwrap();
     let error = gradients.flush().unwrap_err();
@@ -566,7 +564,7 @@ fn a_failed_write_comes_out_of_flush_and_of_the_view_with_the_id() {
 fn auto_keeps_what_fits_the_budget_in_memory() {
     let keys = [("gradients", "auto"), ("gradient_bytes", "50000")];
     let engine = engine("memory");
-    let gradients = Gradients::with_limits(&engine, &options(&keys), c"/nowhere", SMALL).unwrap();
+    let gradients = Gradients::with_limits(&engine, &options(&keys), c"/nowhere", SMALL);
     for id in 0..4 {
         let piece = source(&ramp(5000, 0), Dtype::F32, false, 0);
         gradients.take(id, 5000, 0, &piece).unwrap();
