@@ -1,4 +1,5 @@
-//! The README's program is compiled and run as it stands there, and what it names exists.
+//! The programs in README and documents are compiled and run as they stand there, and what is linked
+//! to exists.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
@@ -7,9 +8,9 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The README's code blocks in one language.
-fn blocks(language: &str) -> Vec<String> {
-    let text = std::fs::read_to_string(common::root().join("README.md")).unwrap();
+/// The code blocks of a document in one language.
+fn blocks(document: &str, language: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(common::root().join(document)).unwrap();
     text.split("```")
         .skip(1)
         .step_by(2)
@@ -45,7 +46,7 @@ fn compiled(program: &str, directory: &Path, lines_max: usize) -> PathBuf {
 #[test]
 fn the_program_that_swaps_a_tensor_runs() {
     let directory = common::directory();
-    let program = compiled(&blocks("c")[0], directory.path(), 42);
+    let program = compiled(&blocks("README.md", "c")[0], directory.path(), 42);
     let output = common::run(Command::new(&program).current_dir(directory.path()));
     assert_eq!(output, "weights[999] = 999\n");
 }
@@ -53,30 +54,93 @@ fn the_program_that_swaps_a_tensor_runs() {
 #[test]
 fn the_program_that_trains_goes_on_where_it_stopped() {
     let directory = common::directory();
-    let program = compiled(&blocks("c")[1], directory.path(), 52);
+    let program = compiled(&blocks("README.md", "c")[1], directory.path(), 52);
     let run = || common::run(Command::new(&program).current_dir(directory.path()));
     assert_eq!(run(), "step 1: weights[0] = -0.5\n");
     assert_eq!(run(), "step 2: weights[0] = -1.4375\n");
 }
 
 #[test]
-fn the_files_that_the_readme_links_to_exist() {
-    let text = std::fs::read_to_string(common::root().join("README.md")).unwrap();
-    let links: Vec<_> = text
-        .split("](")
-        .skip(1)
-        .filter_map(|rest| rest.split(')').next())
-        .filter(|link| !link.starts_with("http"))
-        .collect();
-    assert!(links.len() >= 8, "{links:?}");
-    for link in links {
-        assert!(common::root().join(link).exists(), "README links to {link}");
+fn the_program_that_writes_for_prometheus_runs() {
+    let directory = common::directory();
+    let program = compiled(&blocks("docs/OBSERVING.md", "c")[0], directory.path(), 20);
+    let output = common::run(Command::new(&program).current_dir(directory.path()));
+    assert!(output.contains("# TYPE tensorswap_"), "{output}");
+}
+
+#[test]
+fn the_command_that_draws_a_timeline_runs() {
+    let directory = common::directory();
+    let program = directory.path().join("train_adam");
+    let root = common::root();
+    let mut compile = common::compiler(false);
+    let library = common::libraries().shared.parent().unwrap();
+    compile
+        .args(["-std=c11", "-O1", "-pthread"])
+        .arg(root.join("examples_c/train_adam.c"))
+        .arg(format!("-I{}", root.join("include").display()))
+        .arg(format!("-L{}", library.display()))
+        .arg(format!("-Wl,-rpath,{}", library.display()))
+        .args(["-ltensorswap", "-lm", "-o"])
+        .arg(&program);
+    common::run(&mut compile);
+    let listing = blocks("docs/OBSERVING.md", "sh").remove(0);
+    let mut words = listing.split_whitespace();
+    assert_eq!(words.next(), Some("examples_c/build/train_adam"));
+    // Less of a model than the one shown.
+    let smaller = ["--hidden", "136"];
+    common::run(
+        Command::new(&program)
+            .args(words)
+            .args(smaller)
+            .arg(root.join("README.md"))
+            .current_dir(directory.path()),
+    );
+    let timeline = std::fs::read(directory.path().join("timeline.json")).unwrap();
+    let events: Vec<serde_json::Value> = serde_json::from_slice(&timeline).unwrap();
+    assert!(events.iter().any(|event| event["name"] == "update"));
+    let drawn = Command::new("python3")
+        .arg(root.join("docs/images/timeline.py"))
+        .args(["timeline.json", "0", "10000"])
+        .current_dir(directory.path())
+        .output();
+    match drawn {
+        Ok(drawn) => {
+            let picture = String::from_utf8(drawn.stdout).unwrap();
+            assert!(drawn.status.success() && picture.contains("parameter 0"));
+        }
+        Err(error) => println!("skipped: drawing the timeline needs python3: {error}"),
     }
 }
 
 #[test]
+fn the_files_that_documents_link_to_exist() {
+    let root = common::root();
+    let documents = std::fs::read_dir(root.join("docs")).unwrap();
+    let documents = documents
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "md"))
+        .chain(["README.md", "ARCHITECTURE.md"].map(|name| root.join(name)));
+    let mut count = 0;
+    for document in documents {
+        let text = std::fs::read_to_string(&document).unwrap();
+        let links = text
+            .split("](")
+            .skip(1)
+            .filter_map(|rest| rest.split([')', '#']).next())
+            .filter(|link| !link.starts_with("http") && !link.is_empty());
+        for link in links {
+            count += 1;
+            let target = document.parent().unwrap().join(link);
+            assert!(target.exists(), "{} links to {link}", document.display());
+        }
+    }
+    assert!(count >= 8, "{count}");
+}
+
+#[test]
 fn the_two_commands_are_there() {
-    let commands = blocks("sh").remove(0);
+    let commands = blocks("README.md", "sh").remove(0);
     assert!(commands.contains("make -C examples_c demo"));
     assert!(commands.contains("cargo test"));
 }

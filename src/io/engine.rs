@@ -4,7 +4,7 @@ use std::ffi::CStr;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::backend::fault::FaultPlan;
 use super::counters::Counters;
@@ -19,6 +19,7 @@ use super::witness::Witness;
 use crate::base::config::{Config, EngineOptions};
 use crate::base::error::{Error, Result};
 use crate::base::observe::events;
+use crate::base::observe::trace::{Details, Span, Trace};
 use crate::base::sync::{Mutex, lock};
 use crate::memory::{Buffer, MemoryRange, Registry, ReleaseHook};
 use crate::sys;
@@ -46,6 +47,7 @@ struct Core {
     open_files_max: usize,
     backend: BackendFacts,
     witness: Option<Arc<Witness>>,
+    trace: Option<Arc<Trace>>,
     /// Lists submitted so far: names the groups of [`Request`]s.
     groups: AtomicU64,
     shut_down: AtomicBool,
@@ -85,8 +87,15 @@ impl Engine {
         let options = EngineOptions::from_config(config)?;
         let open_files_max = start::open_files_max(&options);
         let counters = Arc::new(Counters::default());
-        let (driver, backend) =
-            start::driver(&options, open_files_max, faults, Arc::clone(&counters))?;
+        let trace = options.trace.as_deref().map(Trace::create).transpose()?;
+        let trace = trace.map(Arc::new);
+        let (driver, backend) = start::driver(
+            &options,
+            open_files_max,
+            faults,
+            Arc::clone(&counters),
+            trace.clone(),
+        )?;
         // ORDERING: relaxed; only uniqueness matters.
         let salt = ENGINES_MADE.fetch_add(1, Ordering::Relaxed);
         let tickets = Tickets::new(options.tickets_max, u32::try_from(salt % 4096).unwrap_or(0));
@@ -102,6 +111,7 @@ impl Engine {
                 open_files_max,
                 backend,
                 witness,
+                trace,
                 groups: AtomicU64::new(0),
                 shut_down: AtomicBool::new(false),
                 fork_generation: sys::fork_generation(),
@@ -347,6 +357,18 @@ impl Engine {
         self.core.backend.name == "memory"
     }
 
+    /// The timeline, where there is one.
+    pub(crate) fn trace(&self) -> Option<&Arc<Trace>> {
+        self.core.trace.as_ref()
+    }
+
+    /// Adds what the calling thread has done until now to the timeline.
+    pub(crate) fn trace_call(&self, name: &'static str, started: Instant) {
+        if let Some(trace) = self.trace() {
+            trace.span(Span::of_this_thread(name, started, Details::default()));
+        }
+    }
+
     /// Who is to be told of changes of storage that are not the engine's.
     pub(crate) fn witness(&self) -> Option<&Arc<Witness>> {
         self.core.witness.as_ref()
@@ -370,7 +392,10 @@ impl Engine {
     /// The request's own error is in the completion.
     pub fn wait(&self, ticket: Ticket, timeout: Option<Duration>) -> Result<Completion> {
         self.check_waiting()?;
-        self.core.tickets.wait(ticket, timeout)
+        let started = Instant::now();
+        let waited = self.core.tickets.wait(ticket, timeout);
+        self.trace_call("wait", started);
+        waited
     }
 
     /// Delivers up to `cap` finished tickets, oldest first, and ends them; returns how many.
@@ -406,7 +431,10 @@ impl Engine {
     /// The first error among them, `TimedOut`, `Forked`.
     pub fn wait_all(&self, timeout: Option<Duration>) -> Result<()> {
         self.check_waiting()?;
-        self.core.tickets.wait_all(timeout)
+        let started = Instant::now();
+        let waited = self.core.tickets.wait_all(timeout);
+        self.trace_call("wait for all", started);
+        waited
     }
 
     /// A descriptor that is readable while a completion waits to be delivered. The engine's: it is

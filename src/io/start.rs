@@ -17,6 +17,7 @@ use super::storage::memory::MemoryStorage;
 use super::witness::Witness;
 use crate::base::config::{BackendChoice, EngineOptions};
 use crate::base::error::{Error, Result, errno_name};
+use crate::base::observe::trace::Trace;
 use crate::memory::Registry;
 use crate::sys;
 
@@ -43,6 +44,7 @@ pub(super) fn driver(
     files_max: usize,
     faults: Option<(FaultPlan, Option<Arc<Witness>>)>,
     counters: Arc<Counters>,
+    trace: Option<Arc<Trace>>,
 ) -> Result<(Driver, BackendFacts)> {
     let storage: Arc<dyn Storage> = match options.backend {
         BackendChoice::Memory => Arc::new(MemoryStorage::default()),
@@ -51,7 +53,7 @@ pub(super) fn driver(
     let chosen = options.clone();
     let Some((plan, witness)) = faults else {
         let make: MakeBackend = Box::new(move || backend(&chosen));
-        return Driver::start(options, files_max, storage, make, counters);
+        return Driver::start(options, files_max, storage, make, counters, trace);
     };
     let buffered = Arc::new(fault::BufferedFiles::default());
     let storage = Arc::new(FaultStorage::new(storage, plan, Arc::clone(&buffered)));
@@ -62,7 +64,7 @@ pub(super) fn driver(
             facts,
         ))
     });
-    Driver::start(options, files_max, storage, make, counters)
+    Driver::start(options, files_max, storage, make, counters, trace)
 }
 
 /// The backend that the options choose; runs on the driver thread.

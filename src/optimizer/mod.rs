@@ -27,6 +27,7 @@ mod state_access;
 mod stats;
 mod step;
 mod stepping;
+mod timeline;
 mod view;
 mod views;
 

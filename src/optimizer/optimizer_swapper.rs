@@ -12,6 +12,7 @@ use super::figures::Figures;
 use super::gradients::Gradients;
 use super::record::Record;
 use super::shared::Shared;
+use super::timeline::Timeline;
 use crate::base::config::{Config, OptimizerOptions};
 use crate::base::dtype::Dtype;
 use crate::base::error::{Error, Result};
@@ -75,6 +76,7 @@ impl Optimizer {
             options,
             store,
             figures: Figures::default(),
+            timeline: Timeline::new(engine),
             core: Mutex::new(core),
             changed: Condvar::new(),
         });

@@ -9,6 +9,7 @@ use super::core::{Core, Job};
 use super::figures::Figures;
 use super::image::Image;
 use super::record::StepPart;
+use super::timeline::Timeline;
 use crate::base::config::OptimizerOptions;
 use crate::base::error::{Error, Result};
 use crate::base::sync::{Condvar, Mutex, MutexGuard, lock};
@@ -24,6 +25,7 @@ pub(super) struct Shared {
     pub(super) options: OptimizerOptions,
     pub(super) store: Store,
     pub(super) figures: Figures,
+    pub(super) timeline: Timeline,
     pub(super) core: Mutex<Core>,
     /// Something happened that a waiting caller, or the commit thread, may wait for.
     pub(super) changed: Condvar,
@@ -45,12 +47,13 @@ impl Shared {
     ) -> MutexGuard<'a, Core> {
         let started = Instant::now();
         let core = self.wait(core);
-        let counter = if reads {
-            &self.figures.wait_read_ns
+        let (counter, name) = if reads {
+            (&self.figures.wait_read_ns, "wait for a read")
         } else {
-            &self.figures.wait_write_ns
+            (&self.figures.wait_write_ns, "wait for a write")
         };
         counter.add(nanos(started.elapsed()));
+        self.timeline.call(name, started);
         core
     }
 
@@ -146,6 +149,7 @@ impl Shared {
         if let Some(done) = pending {
             filled.push_segment(done);
         }
+        self.timeline.move_begins(job.record);
         self.engine.submit(request)
     }
 
@@ -184,8 +188,11 @@ impl Sink for Shared {
     fn complete(&self, token: u64, outcome: Outcome) {
         let mut core = lock(&self.core);
         let index = u32::try_from(token >> 1).unwrap_or(u32::MAX);
+        let writes = token & 1 == 1;
         let error = outcome.failure.map(|failure| failure.error);
-        core.moved(index, token & 1 == 1, error);
+        let id = core.record(index).id;
+        self.timeline.move_ended(index, id, writes, error.is_some());
+        core.moved(index, writes, error);
         // The engine holds the sink as an `Arc`; this is it.
         if let Some(this) = core.this.upgrade() {
             drop(this.pump(core));

@@ -64,6 +64,7 @@ impl Optimizer {
         let numel = core.record(index).numel;
         core = self.shared.pump(core);
         drop(core);
+        let started = Instant::now();
         let prepared = memory.and_then(|memory| {
             let image = Image {
                 layout: &layout,
@@ -79,6 +80,7 @@ impl Optimizer {
                 image.expand(version.map_or(layout.all_states(), |version| version.zero_states))?;
             Ok((states, gradient, lent))
         });
+        self.shared.timeline.worked("prepare", id, started);
         let mut core = lock(&self.shared.core);
         match prepared {
             Ok((states, gradient, lent)) => {
@@ -185,7 +187,8 @@ impl Optimizer {
             return Err(core.not_out(index));
         };
         out.is_returning = true;
-        let update = out.since.elapsed();
+        let since = out.since;
+        let update = since.elapsed();
         let lent = out.gradient.take();
         let record = core.record(index);
         let before = record.newest();
@@ -201,6 +204,8 @@ impl Optimizer {
         let in_step = core.step.is_some();
         drop(core);
         self.shared.figures.update_ns.add(nanos(update));
+        self.shared.timeline.updated(id, since);
+        let started = Instant::now();
         let checked = self.shared.options.checksum != ChecksumMode::Off;
         let version = memory.and_then(|memory| {
             let image = Image {
@@ -219,6 +224,7 @@ impl Optimizer {
             self.gradients
                 .give_back(lent, in_step || how == GiveBack::Unchanged);
         }
+        self.shared.timeline.worked("put back", id, started);
         let mut core = lock(&self.shared.core);
         let ended = match version {
             Ok(version) => {

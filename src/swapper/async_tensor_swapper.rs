@@ -179,6 +179,7 @@ impl Swapper {
             .out_bytes
             .add(tensors.iter().map(Tensor::len_bytes).sum());
         figures.swap_out.record(started.elapsed());
+        self.engine.trace_call("swap_out", started);
         Ok(())
     }
 
@@ -222,6 +223,7 @@ impl Swapper {
             .in_bytes
             .add(tensors.iter().map(Tensor::len_bytes).sum());
         figures.swap_in.record(started.elapsed());
+        self.engine.trace_call("swap_in", started);
         Ok(())
     }
 
@@ -303,6 +305,7 @@ impl Swapper {
             self.shared.figures.wait.record(elapsed);
         }
         self.shared.figures.flush.record(elapsed);
+        self.engine.trace_call("flush", started);
         if !in_time {
             let count = desk.writes_in_flight;
             return Err(Error::TimedOut(format!(

@@ -153,7 +153,7 @@ const KEYS: &[Key] = &[
         "trace",
         "",
         Kind::File,
-        "engine: file that receives a trace of every operation; empty for none",
+        "engine: file that receives a timeline of everything (Chrome trace format); {pid} in it is the process; empty for none",
     ),
     optimizer(
         "path",

@@ -101,6 +101,7 @@ impl Driver {
         storage: Arc<dyn Storage>,
         make_backend: MakeBackend,
         counters: Arc<Counters>,
+        trace: Option<Arc<Trace>>,
     ) -> Result<(Driver, BackendFacts)> {
         let mailbox = Arc::new(Mailbox::default());
         let known = Arc::new(metadata::KnownFiles::new(HashMap::new()));
@@ -110,7 +111,6 @@ impl Driver {
             Arc::clone(&known),
             Arc::clone(&mailbox),
         )?;
-        let trace = options.trace.as_deref().map(Trace::create).transpose()?;
         let limits = Limits {
             depth: options.queue_depth as usize,
             block_bytes: options.block_bytes,

@@ -75,7 +75,7 @@ pub(super) struct Scheduler {
     mailbox: Arc<Mailbox>,
     pub(super) counters: Arc<Counters>,
     pub(super) ring_slots: RingSlots,
-    pub(super) trace: Option<Trace>,
+    pub(super) trace: Option<Arc<Trace>>,
 }
 
 /// What the scheduler works with and others see too.
@@ -85,7 +85,7 @@ pub(super) struct Services {
     pub(super) storage: Arc<dyn Storage>,
     pub(super) mailbox: Arc<Mailbox>,
     pub(super) counters: Arc<Counters>,
-    pub(super) trace: Option<Trace>,
+    pub(super) trace: Option<Arc<Trace>>,
 }
 
 impl Scheduler {

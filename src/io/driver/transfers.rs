@@ -11,7 +11,7 @@ use super::bounce::{gather, overlay, scatter, slice, zero};
 use super::flight::Flight;
 use super::scheduler::Scheduler;
 use crate::base::observe::events;
-use crate::base::observe::trace::Span;
+use crate::base::observe::trace::{Details, Row, Span};
 use crate::base::units::{MIB, round_down};
 use crate::io::backend::{Backend, Reaped, Transfer};
 use crate::io::planner::{self, Operation, Place};
@@ -433,15 +433,15 @@ impl Scheduler {
         let task = &self.tasks[flight.task];
         let request = &self.requests[task.request].request;
         let path = request.path(&request.files[task.part]);
-        trace.span(Span {
-            name: task.direction.operation(),
-            track: flight.slot,
-            started: flight.started,
-            elapsed: flight.started.elapsed(),
+        let details = Details {
             path: String::from_utf8_lossy(path).into_owned(),
             bytes: flight.operation.payload_bytes,
             failed: task.failed,
-        });
+            ..Details::default()
+        };
+        let name = task.direction.operation();
+        let row = Row::Operation(flight.slot);
+        trace.span(Span::new(name, row, flight.started, details));
     }
 }
 
