@@ -285,7 +285,8 @@ public:
 
     explicit operator bool() const noexcept { return outcome_.index() == 0; }
     T& operator*() & noexcept { return value(); }
-    T&& operator*() && noexcept { return std::move(value()); }
+    /// A value, not a reference: `for (float& x : *p.state<float>(0))` must not outlive its result.
+    T operator*() && { return std::move(value()); }
     T* operator->() noexcept { return &value(); }
     /// The failure; ends the program where there is a value.
     const failure& error() const noexcept { return taken(std::get_if<1>(&outcome_)); }
