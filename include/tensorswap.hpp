@@ -287,7 +287,9 @@ public:
     T& operator*() & noexcept { return value(); }
     /// A value, not a reference: `for (float& x : *p.state<float>(0))` must not outlive its result.
     T operator*() && { return std::move(value()); }
+    const T& operator*() const& noexcept { return taken(std::get_if<0>(&outcome_)); }
     T* operator->() noexcept { return &value(); }
+    const T* operator->() const noexcept { return &**this; }
     /// The failure; ends the program where there is a value.
     const failure& error() const noexcept { return taken(std::get_if<1>(&outcome_)); }
 
@@ -497,8 +499,11 @@ public:
     explicit basic_tensor(Range&& values)
         : basic_tensor(values.data(), values.size(), dtype_of<std::remove_cv_t<Element>>)
     {
-        static_assert(std::is_lvalue_reference_v<Range> || std::is_trivially_copyable_v<Range>,
-                      "a tensor does not keep the container it points into");
+        // A container that ends with the expression gives const elements when it is const; a view
+        // does not.
+        static_assert(std::is_lvalue_reference_v<Range>
+                          || std::is_same_v<decltype(std::declval<const Range&>().data()), Element*>,
+                      "a tensor does not keep the container that it points into");
     }
     basic_tensor(maybe_const<void>* data, std::uint64_t numel, dtype type) noexcept
     {
@@ -619,11 +624,13 @@ public:
     {
         return detail::check(tsw_config_set(handle_.get(), key.get(), value.get()));
     }
-    template <class Number, class = std::enable_if_t<std::is_integral_v<Number>
-                                                     && !std::is_same_v<Number, bool>>>
+    template <class Number, class = std::enable_if_t<std::is_integral_v<Number>>>
     result<> set(text key, Number value)
     {
-        return set(key, std::to_string(value));
+        if constexpr (std::is_same_v<Number, bool>)
+            return set(key, value ? "true" : "false");
+        else
+            return set(key, std::to_string(value));
     }
     /// Take the values of our own JSON, or of a DeepSpeed configuration. All or nothing.
     result<> load_json(std::string_view json)
@@ -1089,11 +1096,11 @@ public:
     /// Stage tensors for writing: their memory is the caller's again when this returns.
     result<> swap_out(span<const const_tensor> tensors, span<const char* const> paths)
     {
-        return move(tsw_swapper_swap_out, tensors, paths);
+        return transfer(tsw_swapper_swap_out, tensors, paths);
     }
     result<> swap_out(span<const tensor> tensors, span<const char* const> paths)
     {
-        return move(tsw_swapper_swap_out, tensors, paths);
+        return transfer(tsw_swapper_swap_out, tensors, paths);
     }
     result<> swap_out(const_tensor source, text path)
     {
@@ -1103,7 +1110,7 @@ public:
     /// Read tensors: the data is there when this returns.
     result<> swap_in(span<const tensor> tensors, span<const char* const> paths)
     {
-        return move(tsw_swapper_swap_in, tensors, paths);
+        return transfer(tsw_swapper_swap_in, tensors, paths);
     }
     result<> swap_in(tensor destination, text path)
     {
@@ -1142,7 +1149,7 @@ public:
 
 private:
     template <class Call, bool IsConst>
-    result<> move(Call call, span<const basic_tensor<IsConst>> tensors,
+    result<> transfer(Call call, span<const basic_tensor<IsConst>> tensors,
                   span<const char* const> paths)
     {
         if (tensors.size() != paths.size())

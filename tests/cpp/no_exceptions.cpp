@@ -35,7 +35,7 @@ static bool update(tensorswap::training_step& step)
 {
     for (auto& p : step) {
         const auto weights = p.state<float>(0);
-        if (!weights)
+        if (!weights || weights->size() != p.numel() || (*weights).empty())
             return false;
         for (float& weight : *p.state<float>(0))
             weight += 1;

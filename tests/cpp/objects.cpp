@@ -33,8 +33,17 @@ static_assert(std::is_convertible_v<tensor, const_tensor>);
 static_assert(!std::is_convertible_v<const_tensor, tensor>);
 static_assert(!std::is_convertible_v<status, int> && !std::is_convertible_v<int, dtype>);
 
+// A number type of another library.
+struct half_of_another_library {
+    std::uint16_t bits;
+};
+template <> inline constexpr dtype tensorswap::dtype_of<half_of_another_library> = dtype::f16;
+
 static void spans()
 {
+    const std::vector<half_of_another_library> halves(3);
+    EXPECT(const_tensor(halves).raw().dtype == TSW_F16 && const_tensor(halves).raw().numel == 3);
+    EXPECT(const_tensor(tensorswap::span(halves).first(2)).raw().numel == 2);
     std::vector<float> values = {1, 2, 3, 4};
     tensorswap::span<float> all = values;
     tensorswap::span<const float> constant = all;
@@ -69,6 +78,9 @@ static void configurations()
     tensorswap::config config;
     config.set("queue_depth", 16);
     config.set(std::string("direct_io"), "prefer");
+    config.set("sqpoll", true);
+    EXPECT(config.get("sqpoll") == "true");
+    config.set("sqpoll", false);
     EXPECT(config.get("queue_depth") == "16" && !config.get("no_such_key"));
     const auto error = failure_of([&] { config.set("queue_dept", 16); });
     EXPECT(error.code() == status::config && error.os_error() == 0 && !error.is_retryable());
