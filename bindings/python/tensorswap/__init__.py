@@ -44,10 +44,15 @@ from tensorswap.errors import (
     UnknownParameterError,
     UnsupportedError,
 )
+from tensorswap.log import set_log, to_logging
 from tensorswap.memory import Memory
+from tensorswap.optimizer import GradientNorm, Optimizer, ParameterInfo, Partition
 from tensorswap.stats import EngineStats, OptimizerStats, SwapperStats, Timer, version
+from tensorswap.step import Step
+from tensorswap.swapper import Swapper
 from tensorswap.tensor import Tensor
 from tensorswap.ticket import Completion, Ticket
+from tensorswap.view import ParameterView, StateViews
 
 __version__ = version()
 
@@ -69,6 +74,7 @@ __all__ = [
     "EngineStats",
     "Error",
     "ForkedError",
+    "GradientNorm",
     "InternalError",
     "InvalidArgumentError",
     "LockedError",
@@ -78,12 +84,19 @@ __all__ = [
     "NoMemoryError",
     "NoSpaceError",
     "NotFoundError",
+    "Optimizer",
     "OptimizerStats",
+    "ParameterInfo",
+    "ParameterView",
+    "Partition",
     "PermissionDeniedError",
     "PoisonedError",
     "ShutDownError",
     "SizeMismatchError",
+    "StateViews",
+    "Step",
     "StorageError",
+    "Swapper",
     "SwapperStats",
     "Tensor",
     "Ticket",
@@ -92,5 +105,7 @@ __all__ = [
     "UnknownParameterError",
     "UnsupportedError",
     "config_keys",
+    "set_log",
+    "to_logging",
     "version",
 ]

@@ -35,8 +35,9 @@ class Error(Exception):
         self.errno = errno or None
         self.path = path
         if isinstance(self, OSError):
-            self.strerror = os.strerror(errno) if errno else message
-            self.filename = path
+            named: Any = self
+            named.strerror = os.strerror(errno) if errno else message
+            named.filename = path
 
     def __str__(self) -> str:
         return self.message
