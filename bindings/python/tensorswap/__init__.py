@@ -29,6 +29,7 @@ from tensorswap.errors import (
     ForkedError,
     InternalError,
     InvalidArgumentError,
+    InvalidFileError,
     LockedError,
     MemlockError,
     NoBuffersError,
@@ -43,6 +44,7 @@ from tensorswap.errors import (
     TimedOutError,
     UnknownParameterError,
     UnsupportedError,
+    UnsupportedFileError,
 )
 from tensorswap.log import set_log, to_logging
 from tensorswap.memory import Memory
@@ -77,6 +79,7 @@ __all__ = [
     "GradientNorm",
     "InternalError",
     "InvalidArgumentError",
+    "InvalidFileError",
     "LockedError",
     "MemlockError",
     "Memory",
@@ -104,6 +107,7 @@ __all__ = [
     "Timer",
     "UnknownParameterError",
     "UnsupportedError",
+    "UnsupportedFileError",
     "config_keys",
     "set_log",
     "to_logging",

@@ -10,8 +10,14 @@ import threading
 import time
 from typing import Any, Callable, List, Optional, Tuple
 
-from tensorswap._abi import ffi as _ffi
 from tensorswap.errors import Error, InvalidArgumentError, error_of_status
+
+try:
+    from tensorswap._abi import ffi as _ffi
+except ModuleNotFoundError:
+    raise ImportError(
+        "tensorswap: this is its source, which is not built: `pip install ./bindings/python`, and run from elsewhere"
+    ) from None
 
 
 #: The binary interface that this package is written for.
@@ -102,6 +108,14 @@ def wait_in_slices(timeout: Optional[float], wait: Callable[[int], int]) -> int:
         status = wait(slice_ns(deadline))
         if status != ERR_TIMED_OUT or is_over(deadline):
             return status
+
+
+def unsigned(value: int, what: str) -> int:
+    """A number of 64 bits without a sign, or an exception that names it."""
+    number = value.__index__()
+    if not 0 <= number < 2**64:
+        raise InvalidArgumentError(f"{what} {value} is not a number from 0 to 2**64 - 1")
+    return number
 
 
 class _InCallback(threading.local):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple, Union
 
-from tensorswap._library import check, destructor, ffi, lib
+from tensorswap._library import check, destructor, ffi, lib, unsigned
 from tensorswap.config import ConfigLike, config_of
 from tensorswap.dtype import DTypeLike, dtype_of
 from tensorswap.engine import Engine
@@ -98,7 +98,7 @@ class Optimizer:
         In a store that was there it attaches to what is recorded. One that is never initialized is zero.
         """
         c_name = ffi.NULL if name is None else _name(name)
-        check(lib.tsw_optimizer_add_parameter(self._live(), _number(id), c_name, _number(numel, "numel")))
+        check(lib.tsw_optimizer_add_parameter(self._live(), unsigned(id, "id"), c_name, unsigned(numel, "numel")))
 
     @property
     def states(self) -> Tuple[str, ...]:
@@ -143,7 +143,7 @@ class Optimizer:
 
         `masters` tells by id an array or a tensor of f32, f16 or bf16. Pending until the next `commit`.
         """
-        ids = [_number(id) for id in masters]
+        ids = [unsigned(id, "id") for id in masters]
         array, _keep = _tensors(list(masters.values()), False, 0)
         check(lib.tsw_optimizer_initialize_parameters(self._live(), ffi.new("uint64_t[]", ids), array, len(ids)))
 
@@ -158,14 +158,14 @@ class Optimizer:
         for slot, piece in zip(array, pieces):
             if (piece.data is None) == (piece.path is None):
                 raise InvalidArgumentError("a partition has either data or a path")
-            slot.param_id, slot.offset = _number(piece.id), _number(piece.offset, "offset")
+            slot.param_id, slot.offset = unsigned(piece.id, "id"), unsigned(piece.offset, "offset")
             if piece.path is not None:
                 text = ffi.new("char[]", path_bytes(piece.path))
                 keep.append(text)
                 slot.path = text
-                slot.tensor.numel = _number(piece.numel, "numel")
+                slot.tensor.numel = unsigned(piece.numel, "numel")
                 slot.tensor.dtype = dtype_of("f32" if piece.dtype is None else piece.dtype)
-                slot.tensor.file_offset = _number(piece.file_offset, "file_offset")
+                slot.tensor.file_offset = unsigned(piece.file_offset, "file_offset")
             else:
                 found = describe(piece.data, False, piece.dtype)
                 keep.append(found.keep)
@@ -180,12 +180,12 @@ class Optimizer:
     def read_state(self, id: int, state: str, destination: Any) -> None:
         """Copy one state of a parameter into an array or a tensor of the state's type and size."""
         array, _keep = _tensors([destination], True, 0)
-        check(lib.tsw_optimizer_read_state(self._live(), _number(id), _name(state), array))
+        check(lib.tsw_optimizer_read_state(self._live(), unsigned(id, "id"), _name(state), array))
 
     def write_state(self, id: int, state: str, source: Any) -> None:
         """Replace one state of a parameter by the values of an array or a tensor. Pending until `commit`."""
         array, _keep = _tensors([source], False, 0)
-        check(lib.tsw_optimizer_write_state(self._live(), _number(id), _name(state), array))
+        check(lib.tsw_optimizer_write_state(self._live(), unsigned(id, "id"), _name(state), array))
 
     # Gradients
 
@@ -207,17 +207,17 @@ class Optimizer:
         """
         address, numel, kind, _keep = describe(data, False, dtype)
         tensor = ffi.new("tsw_tensor *", (ffi.cast("void *", address), numel, kind, _ACCUMULATE if accumulate else 0))
-        offsets = ffi.new("uint64_t *", _number(offset, "offset"))
-        check(lib.tsw_optimizer_swap_out_gradients(self._live(), _number(id), offsets, tensor, 1))
+        offsets = ffi.new("uint64_t *", unsigned(offset, "offset"))
+        check(lib.tsw_optimizer_swap_out_gradients(self._live(), unsigned(id, "id"), offsets, tensor, 1))
 
     def swap_out_gradients(
         self, id: int, regions: Iterable[Tuple[int, Any]], *, accumulate: bool = False
     ) -> None:
         """Take several regions of a parameter's gradient: pairs of offset and data. All are checked first."""
         pairs = list(regions)
-        offsets = ffi.new("uint64_t[]", [_number(offset, "offset") for offset, _data in pairs])
+        offsets = ffi.new("uint64_t[]", [unsigned(offset, "offset") for offset, _data in pairs])
         array, _keep = _tensors([data for _offset, data in pairs], False, _ACCUMULATE if accumulate else 0)
-        check(lib.tsw_optimizer_swap_out_gradients(self._live(), _number(id), offsets, array, len(pairs)))
+        check(lib.tsw_optimizer_swap_out_gradients(self._live(), unsigned(id, "id"), offsets, array, len(pairs)))
 
     def flush_gradients(self) -> None:
         """Wait until gradients that go to storage are there. Raises what storage had to say."""
@@ -226,7 +226,7 @@ class Optimizer:
     def gradient_norm(self, id: int) -> GradientNorm:
         """The sum of squares of a parameter's gradient, and how many elements are not finite."""
         total, nonfinite = ffi.new("double *"), ffi.new("uint64_t *")
-        check(lib.tsw_optimizer_gradient_norm(self._live(), _number(id), total, nonfinite))
+        check(lib.tsw_optimizer_gradient_norm(self._live(), unsigned(id, "id"), total, nonfinite))
         return GradientNorm(float(total[0]), int(nonfinite[0]))
 
     def discard_gradients(self) -> None:
@@ -248,8 +248,8 @@ class Optimizer:
         handle = self._live()
         found = ffi.new("tsw_parameter_view *")
         found.struct_size = ffi.sizeof("tsw_parameter_view")
-        announced = _NO_PARAMETER if next_id is None else _number(next_id)
-        check(lib.tsw_optimizer_swap_in_state(handle, _number(id), announced, found))
+        announced = _NO_PARAMETER if next_id is None else unsigned(next_id, "id")
+        check(lib.tsw_optimizer_swap_in_state(handle, unsigned(id, "id"), announced, found))
         view = ParameterView(found, self._states, handle)
         self._views[id] = view
         return view
@@ -259,12 +259,12 @@ class Optimizer:
 
         Durable with the next `commit`, which then counts a step.
         """
-        check(lib.tsw_optimizer_swap_out_state(self._live(), _number(id), 0 if wait else 1))
+        check(lib.tsw_optimizer_swap_out_state(self._live(), unsigned(id, "id"), 0 if wait else 1))
         self._ended(id)
 
     def release_state(self, id: int) -> None:
         """Give a parameter up that was brought in, or announced as the next, and was not changed."""
-        check(lib.tsw_optimizer_release_state(self._live(), _number(id)))
+        check(lib.tsw_optimizer_release_state(self._live(), unsigned(id, "id")))
         self._ended(id)
 
     def _ended(self, id: int) -> None:
@@ -320,14 +320,6 @@ def _name(name: str) -> Any:
     if b"\0" in encoded:
         raise InvalidArgumentError(f"a name cannot hold a NUL: {name!r}")
     return encoded
-
-
-def _number(value: int, what: str = "id") -> int:
-    """A number of 64 bits without a sign."""
-    number = value.__index__()
-    if not 0 <= number < 2**64:
-        raise InvalidArgumentError(f"{what} {value} is not a number from 0 to 2**64 - 1")
-    return number
 
 
 def _tensors(data: List[Any], writable: bool, flags: int) -> Tuple[Any, List[Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Iterable, Iterator, Optional
 
-from tensorswap._library import check, failure, ffi, lib
+from tensorswap._library import check, failure, ffi, lib, unsigned
 from tensorswap.errors import BusyError, CancelledError
 from tensorswap.view import ParameterView
 
@@ -37,7 +37,7 @@ class Step:
 
     def __init__(self, optimizer: Optimizer, ids: Optional[Iterable[int]]) -> None:
         self._optimizer = optimizer
-        self._ids = None if ids is None else list(ids)
+        self._ids = None if ids is None else [unsigned(id, "id") for id in ids]
         self._shared = False
         self._given_up = False
 
