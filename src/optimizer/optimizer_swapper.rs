@@ -316,7 +316,7 @@ fn check_name(name: &str) -> Result<()> {
     Ok(())
 }
 
-fn check_types(position: usize, dtype: Dtype, disk_dtype: Dtype) -> Result<()> {
+pub(super) fn check_types(position: usize, dtype: Dtype, disk_dtype: Dtype) -> Result<()> {
     let is_float = |dtype: Dtype| matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::Bf16);
     if dtype != disk_dtype && !(is_float(dtype) && is_float(disk_dtype)) {
         return Err(Error::Unsupported {
