@@ -29,6 +29,7 @@ from tensorswap.errors import (
     ForkedError,
     InternalError,
     InvalidArgumentError,
+    InvalidFileError,
     LockedError,
     MemlockError,
     NoBuffersError,
@@ -43,11 +44,17 @@ from tensorswap.errors import (
     TimedOutError,
     UnknownParameterError,
     UnsupportedError,
+    UnsupportedFileError,
 )
+from tensorswap.log import set_log, to_logging
 from tensorswap.memory import Memory
+from tensorswap.optimizer import GradientNorm, Optimizer, ParameterInfo, Partition
 from tensorswap.stats import EngineStats, OptimizerStats, SwapperStats, Timer, version
+from tensorswap.step import Step
+from tensorswap.swapper import Swapper
 from tensorswap.tensor import Tensor
 from tensorswap.ticket import Completion, Ticket
+from tensorswap.view import ParameterView, StateViews
 
 __version__ = version()
 
@@ -69,8 +76,10 @@ __all__ = [
     "EngineStats",
     "Error",
     "ForkedError",
+    "GradientNorm",
     "InternalError",
     "InvalidArgumentError",
+    "InvalidFileError",
     "LockedError",
     "MemlockError",
     "Memory",
@@ -78,12 +87,19 @@ __all__ = [
     "NoMemoryError",
     "NoSpaceError",
     "NotFoundError",
+    "Optimizer",
     "OptimizerStats",
+    "ParameterInfo",
+    "ParameterView",
+    "Partition",
     "PermissionDeniedError",
     "PoisonedError",
     "ShutDownError",
     "SizeMismatchError",
+    "StateViews",
+    "Step",
     "StorageError",
+    "Swapper",
     "SwapperStats",
     "Tensor",
     "Ticket",
@@ -91,6 +107,9 @@ __all__ = [
     "Timer",
     "UnknownParameterError",
     "UnsupportedError",
+    "UnsupportedFileError",
     "config_keys",
+    "set_log",
+    "to_logging",
     "version",
 ]

@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from typing import Any, Callable, List, Optional, Tuple
 
-from tensorswap._abi import ffi as _ffi
-from tensorswap.errors import Error, error_of_status
+from tensorswap.errors import Error, InvalidArgumentError, error_of_status
 
-__all__ = ["ABI", "WAIT_FOREVER", "WAIT_SLICE_NS", "check", "ffi", "last_error", "lib", "text_of"]
+try:
+    from tensorswap._abi import ffi as _ffi
+except ModuleNotFoundError:
+    raise ImportError(
+        "tensorswap: this is its source, which is not built: `pip install ./bindings/python`, and run from elsewhere"
+    ) from None
+
 
 #: The binary interface that this package is written for.
 ABI = 1
-#: Timeout of a function that waits: as long as it takes.
-WAIT_FOREVER = 2**64 - 1
+ERR_TIMED_OUT = -24
 #: Waits are cut into slices of this length, and the interpreter looks for signals between them.
 WAIT_SLICE_NS = 50_000_000
 
@@ -73,6 +78,44 @@ def check(status: int) -> None:
     """Raise the exception for a status that is an error."""
     if status < 0:
         raise failure(status)
+
+
+def deadline_of(timeout: Optional[float]) -> Optional[int]:
+    """When to stop waiting, on the monotonic clock in nanoseconds; None for never."""
+    if timeout is None:
+        return None
+    if not 0 <= timeout < 1e9:
+        raise InvalidArgumentError(f"a timeout is a number of seconds from 0 on, not {timeout!r}")
+    return time.monotonic_ns() + int(timeout * 1e9)
+
+
+def slice_ns(deadline: Optional[int]) -> int:
+    """How long to wait before the next look at signals and deadline."""
+    if deadline is None:
+        return WAIT_SLICE_NS
+    return max(0, min(WAIT_SLICE_NS, deadline - time.monotonic_ns()))
+
+
+def is_over(deadline: Optional[int]) -> bool:
+    """Whether a deadline has passed."""
+    return deadline is not None and time.monotonic_ns() >= deadline
+
+
+def wait_in_slices(timeout: Optional[float], wait: Callable[[int], int]) -> int:
+    """Call a function that waits for some nanoseconds until it does not time out, and return its status."""
+    deadline = deadline_of(timeout)
+    while True:
+        status = wait(slice_ns(deadline))
+        if status != ERR_TIMED_OUT or is_over(deadline):
+            return status
+
+
+def unsigned(value: int, what: str) -> int:
+    """A number of 64 bits without a sign, or an exception that names it."""
+    number = value.__index__()
+    if not 0 <= number < 2**64:
+        raise InvalidArgumentError(f"{what} {value} is not a number from 0 to 2**64 - 1")
+    return number
 
 
 class _InCallback(threading.local):

@@ -33,7 +33,7 @@ class Buffer(Memory):
 
     @classmethod
     def _new(cls, engine: Engine, nbytes: int) -> Buffer:
-        if nbytes <= 0:
+        if not 0 < nbytes < 2**63:
             raise InvalidArgumentError(f"a buffer cannot have {nbytes} bytes")
         out = ffi.new("tsw_buffer **")
         check(lib.tsw_buffer_new(engine._live(), nbytes, out))

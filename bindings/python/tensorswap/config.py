@@ -37,7 +37,7 @@ def _text(value: Any) -> str:
     if isinstance(value, (str, int, float)):
         return str(value)
     if isinstance(value, os.PathLike):
-        return os.fspath(value)
+        return os.fsdecode(value)
     raise ConfigError(f"a value must be text, a number, a bool or a path, not {type(value).__name__}")
 
 

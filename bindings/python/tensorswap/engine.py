@@ -10,15 +10,19 @@ import weakref
 from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 from tensorswap._library import (
-    WAIT_SLICE_NS,
+    ERR_TIMED_OUT,
     check,
+    deadline_of,
     destructor,
     failure,
     ffi,
     grown_text,
+    is_over,
     last_error,
     lib,
+    slice_ns,
     text_of,
+    wait_in_slices,
 )
 from tensorswap.buffer import Buffer
 from tensorswap.config import ConfigLike, config_of
@@ -29,7 +33,7 @@ from tensorswap.stats import EngineStats, stats_of
 from tensorswap.tensor import KEEP_LENGTH, Path, TensorLike, TensorList, path_bytes
 from tensorswap.ticket import Completion, Ticket
 
-_ERR_TIMED_OUT, _ERR_BAD_TICKET, _ERR_BUSY = -24, -4, -20
+_ERR_BAD_TICKET, _ERR_BUSY = -4, -20
 _NONE_FAILED = 2**64 - 1
 #: How many completions are taken at once.
 _POLL_BATCH = 64
@@ -156,11 +160,8 @@ class Engine:
 
         The tickets still tell their own errors.
         """
-        deadline = _deadline(timeout)
-        while True:
-            status = lib.tsw_engine_wait_all(self._live(), _slice_ns(deadline))
-            if status != _ERR_TIMED_OUT or _is_over(deadline):
-                break
+        handle = self._live()
+        status = wait_in_slices(timeout, lambda wait_ns: int(lib.tsw_engine_wait_all(handle, wait_ns)))
         error = failure(status) if status < 0 else None
         self.poll()
         if error is not None:
@@ -190,8 +191,9 @@ class Engine:
                         settled.append((ticket, completion))
             for ticket, completion in settled:
                 self._settle(ticket, completion)
-            count += length[0]
-            if length[0] < _POLL_BATCH:
+            found = int(length[0])
+            count += found
+            if found < _POLL_BATCH:
                 return count
 
     def fileno(self) -> int:
@@ -213,13 +215,13 @@ class Engine:
             _wake(loop, future)
 
     def _wait(self, ticket: Ticket, timeout: Optional[float]) -> Completion:
-        deadline = _deadline(timeout)
+        deadline = deadline_of(timeout)
         result = ffi.new("tsw_completion *")
         while True:
             if ticket._completion is not None:
                 return ticket._completion
             result.struct_size = _COMPLETION_SIZE
-            status = lib.tsw_ticket_wait(self._live(), ticket.id, _slice_ns(deadline), result)
+            status = lib.tsw_ticket_wait(self._live(), ticket.id, slice_ns(deadline), result)
             if result.ticket == ticket.id:
                 completion = _completion_of(result)
                 if status < 0:
@@ -234,9 +236,9 @@ class Engine:
                     if ticket._completion is not None:
                         return ticket._completion
                 raise failure(status)
-            if status not in (_ERR_TIMED_OUT, _ERR_BUSY):
+            if status not in (ERR_TIMED_OUT, _ERR_BUSY):
                 raise failure(status)
-            if _is_over(deadline):
+            if is_over(deadline):
                 raise TimedOutError(f"request {ticket.id:#x} is not over after {timeout} s")
             if status == _ERR_BUSY:  # another thread waits for this ticket, and will note what it hears
                 time.sleep(0.001)
@@ -319,12 +321,8 @@ class Engine:
 
         Raises TimedOutError after `timeout` seconds; nothing more is taken all the same.
         """
-        deadline = _deadline(timeout)
-        while True:
-            status = lib.tsw_engine_shutdown(self._live(), _slice_ns(deadline))
-            if status != _ERR_TIMED_OUT or _is_over(deadline):
-                break
-        check(status)
+        handle = self._live()
+        check(wait_in_slices(timeout, lambda wait_ns: int(lib.tsw_engine_shutdown(handle, wait_ns))))
         self.poll()
 
     def close(self) -> None:
@@ -366,9 +364,10 @@ class Engine:
             import asyncio
 
             descriptor = self.fileno()
+            running: Any = asyncio._get_running_loop()
             for loop in list(self._loops):
-                if loop is asyncio._get_running_loop():
-                    loop.remove_reader(descriptor)
+                if loop is running:
+                    running.remove_reader(descriptor)
                 elif not loop.is_closed():
                     loop.call_soon_threadsafe(loop.remove_reader, descriptor)
 
@@ -394,26 +393,6 @@ def _completion_of(found: Any) -> Completion:
         found.user_tag,
         text_of(found.message) if found.status else "",
     )
-
-
-def _deadline(timeout: Optional[float]) -> Optional[int]:
-    """When to stop waiting, on the monotonic clock in nanoseconds."""
-    if timeout is None:
-        return None
-    if not 0 <= timeout < 1e9:
-        raise InvalidArgumentError(f"a timeout is a number of seconds from 0 on, not {timeout!r}")
-    return time.monotonic_ns() + int(timeout * 1e9)
-
-
-def _slice_ns(deadline: Optional[int]) -> int:
-    """How long to wait before the next look at signals and deadline."""
-    if deadline is None:
-        return WAIT_SLICE_NS
-    return max(0, min(WAIT_SLICE_NS, deadline - time.monotonic_ns()))
-
-
-def _is_over(deadline: Optional[int]) -> bool:
-    return deadline is not None and time.monotonic_ns() >= deadline
 
 
 def _wake(loop: Any, future: Any) -> None:

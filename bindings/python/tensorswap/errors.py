@@ -35,8 +35,9 @@ class Error(Exception):
         self.errno = errno or None
         self.path = path
         if isinstance(self, OSError):
-            self.strerror = os.strerror(errno) if errno else message
-            self.filename = path
+            named: Any = self
+            named.strerror = os.strerror(errno) if errno else message
+            named.filename = path
 
     def __str__(self) -> str:
         return self.message
@@ -47,6 +48,10 @@ class Error(Exception):
 
 class InvalidArgumentError(Error, ValueError):
     """An argument is outside of what the function accepts."""
+
+
+class InvalidFileError(InvalidArgumentError, OSError):
+    """A path leads to what is no file to swap to, such as a directory; `errno` tells what it is."""
 
 
 class DtypeMismatchError(Error, TypeError):
@@ -141,6 +146,10 @@ class UnsupportedError(Error, RuntimeError):
     """The kernel, the file system or this build cannot do it."""
 
 
+class UnsupportedFileError(UnsupportedError, OSError):
+    """The file, or its file system, cannot be swapped to; `errno` tells why."""
+
+
 class InternalError(Error, RuntimeError):
     """A defect of the library; the object is poisoned."""
 
@@ -183,9 +192,18 @@ for _status, _name, _class in _STATUSES:
     # TSW_ERR_NULL_ARGUMENT shares its class; every other class has one status.
     _class.status, _class.status_name, _class.retryable = _status, _name, _status in _RETRYABLE
 
+#: What they are where there is an errno, so that `except OSError` sees everything that files have to say.
+_OF_FILES: Dict[Type[Error], Type[Error]] = {
+    InvalidArgumentError: InvalidFileError,
+    UnsupportedError: UnsupportedFileError,
+}
+
 
 def error_of_status(status: int, message: str, os_error: int = 0, path: Optional[str] = None) -> Error:
     """The exception for a status, a message and an errno (0 where there is none)."""
-    error = _BY_STATUS.get(status, Error)(message or f"status {status}", os_error, path)
+    kind = _BY_STATUS.get(status, Error)
+    if os_error:
+        kind = _OF_FILES.get(kind, kind)
+    error = kind(message or f"status {status}", os_error, path)
     error.status = status
     return error

@@ -117,7 +117,9 @@ class Memory:
 
     def memoryview(self) -> builtins.memoryview:
         """A writable memoryview of this memory; of bytes where the struct module lacks the type."""
-        return memoryview(self._bytes()).cast("B").cast(FORMATS[self._dtype] or "B")
+        plain: Any = memoryview(self._bytes()).cast("B")
+        shown: builtins.memoryview = plain.cast(FORMATS[self._dtype] or "B")
+        return shown
 
     def __buffer__(self, flags: int) -> builtins.memoryview:
         if FORMATS[self._dtype] is None:
