@@ -11,7 +11,6 @@ from __future__ import annotations
 import operator
 import os
 import stat
-import weakref
 from typing import Any, Callable, Optional, Tuple, Union
 
 import torch
@@ -80,7 +79,7 @@ class aio_handle:
         self._operations = Operations()
         process.engine_for(self._block_size, self._depth())
         # A handle that is dropped with operations under way: its memory is held until they are over.
-        weakref.finalize(self, self._operations.abandon)
+        self._operations.abandon_with(self)
 
     def _depth(self) -> int:
         return self._queue_depth * self._intra_op_parallelism
@@ -313,7 +312,7 @@ def _host_memory(buffer: torch.Tensor, write: bool) -> Tuple[torch.Tensor, Optio
 def _compare_after(
     finish: Optional[Callable[[], None]], host: torch.Tensor, path: bytes, offset: int
 ) -> Callable[[], None]:
-    """Read what was moved once more, through the page cache's eyes, and compare."""
+    """Read what was moved once more, another way than the engine does, and compare."""
 
     def compare() -> None:
         wanted = memoryview(host.detach().reshape(-1).view(torch.uint8).numpy())
@@ -324,7 +323,10 @@ def _compare_after(
             while place < len(wanted):
                 found = file.read(min(1 << 20, len(wanted) - place))
                 if not found or wanted[place : place + len(found)] != found:
-                    raise StorageError(f"validate {name} at {offset + place}: the file is not what memory holds", path=name)
+                    place += next((i for i, byte in enumerate(found) if byte != wanted[place + i]), len(found))
+                    raise StorageError(
+                        f"validate {name} at {offset + place}: the file does not hold what memory does", path=name
+                    )
                 place += len(found)
         if finish is not None:
             finish()

@@ -6,6 +6,7 @@ storage, because DeepSpeed gives tensors other memory (`tensor.data = ...`) as i
 
 from __future__ import annotations
 
+import atexit
 import collections
 import logging
 import threading
@@ -57,6 +58,10 @@ class Operations:
         self._completion = ffi.new("tsw_completion *")
         self._renew_locks()
         _all.add(self)
+
+    def abandon_with(self, handle: object) -> None:
+        """Wait for what is still under way when a handle is dropped."""
+        weakref.finalize(handle, self.abandon).atexit = False
 
     def _renew_locks(self) -> None:
         self._submit_lock = threading.Lock()
@@ -176,4 +181,11 @@ def _forget_all() -> None:
         operations._forget()
 
 
+def _abandon_all() -> None:
+    for operations in list(_all):
+        operations.abandon()
+
+
 process.on_fork(_forget_all)
+# Registered after the engine's own, so that it runs before: the engine's takes completions for itself.
+atexit.register(_abandon_all)
