@@ -4,6 +4,7 @@ import ctypes
 import errno
 import gc
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -36,7 +37,7 @@ def test_a_missing_file_is_named(handle, tmp_path):
 def test_a_file_that_is_too_short_is_named_with_offset_and_lengths(handle, tmp_path):
     path = tmp_path / "short"
     path.write_bytes(bytes(1000))
-    with pytest.raises(SizeMismatchError, match=r"short at 1000: the file ends at 1000"):
+    with pytest.raises(SizeMismatchError, match=r"short at \d+: the file ends at \d+, 1200 wanted"):
         handle.sync_pread(torch.zeros(300), str(path))
     with pytest.raises(SizeMismatchError):
         handle.read(torch.zeros(300), str(path), False)
@@ -123,7 +124,7 @@ def test_validate_tells_a_file_that_is_not_what_memory_holds(handle, tmp_path):
     try:
         found = handle.wait()
     except StorageError as error:
-        assert "validate" in str(error) and "at 2000" in str(error)
+        assert re.search(r"validate .* at 200[0-3]:", str(error))
     else:  # the change was in time to be written
         assert found == 1 and path.read_bytes() == data.numpy().tobytes()
     path.write_bytes(bytes(4000))
