@@ -11,6 +11,7 @@ from __future__ import annotations
 import operator
 import os
 import stat
+import sys
 from typing import Any, Callable, Optional, Tuple, Union
 
 import torch
@@ -25,6 +26,10 @@ __all__ = ["aio_handle", "aio_read", "aio_write", "deepspeed_memcpy", "pin_handl
 #: Bytes that each thread's share of a DeepSpeed transfer is a multiple of. Callers round up to it; this
 #: engine needs no alignment at all.
 ALIGNMENT_BYTES = 512
+
+_NOT_GIVEN: Any = object()
+_STRIDED = torch.strided
+_FILE_NAMES = sys.getfilesystemencoding()
 
 Path = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]
 
@@ -148,23 +153,29 @@ class aio_handle:
         """Start to fill a tensor from a file, and return 0. `wait` tells how it ended."""
         return self._transfer(False, buffer, filename, False, True, file_offset)
 
-    def async_pwrite(self, buffer: torch.Tensor, *args: Any, **kwargs: Any) -> int:
+    def async_pwrite(
+        self, buffer: torch.Tensor, filename: Any = _NOT_GIVEN, file_offset: int = 0, *, fd: Any = _NOT_GIVEN
+    ) -> int:
         """`async_pwrite(buffer, filename, file_offset=0)` or `async_pwrite(buffer, fd, file_offset=0)`.
 
         Starts to write a tensor to a file, and returns 0. `wait` tells how it ended. What lies behind the
         tensor in the file stays. An open descriptor may be closed at once; it must be of a file that can be
         written, and be open for writing.
         """
-        target, file_offset = _target_and_offset(args, kwargs)
-        if isinstance(target, int):
-            path, close = _path_of_descriptor(target)
-            try:
-                self._start(True, buffer, path, False, file_offset, close)
-            except BaseException:
-                close()
-                raise
-            return 0
-        return self._transfer(True, buffer, target, False, True, file_offset)
+        if type(filename) is str and fd is _NOT_GIVEN:
+            return self._transfer(True, buffer, filename, False, True, file_offset)
+        if (filename is _NOT_GIVEN) == (fd is _NOT_GIVEN):
+            raise TypeError("async_pwrite takes a file name or a descriptor, one of them")
+        descriptor = filename if fd is _NOT_GIVEN else fd
+        if isinstance(descriptor, (str, bytes, os.PathLike)) and fd is _NOT_GIVEN:
+            return self._transfer(True, buffer, descriptor, False, True, file_offset)
+        path, close = _path_of_descriptor(_integer(descriptor, "fd"))
+        try:
+            self._start(True, buffer, path, False, file_offset, close)
+        except BaseException:
+            close()
+            raise
+        return 0
 
     def wait(self) -> int:
         """Wait for all operations of this handle. Returns how many ended since the last wait, also 0.
@@ -291,10 +302,10 @@ def _host_memory(buffer: torch.Tensor, write: bool) -> Tuple[torch.Tensor, Optio
     It is the tensor itself where that is possible, and else a copy.
     """
     _tensor(buffer)
-    if buffer.is_cpu and buffer.layout == torch.strided and buffer.is_contiguous() and not buffer.is_neg():
-        if not buffer.is_conj():
+    if buffer.layout is _STRIDED and buffer.is_cpu and buffer.is_contiguous():
+        if not buffer.is_neg() and not buffer.is_conj():
             return buffer, None
-    if buffer.layout != torch.strided:
+    if buffer.layout is not _STRIDED:
         raise UnsupportedError(f"a tensor of layout {buffer.layout} cannot be swapped; make it dense first")
     if buffer.is_meta:
         raise UnsupportedError("a tensor on the device meta has no data to swap")
@@ -370,6 +381,8 @@ def _tensor(value: Any) -> torch.Tensor:
 
 
 def _path(value: Any) -> bytes:
+    if type(value) is str and "\0" not in value:
+        return value.encode(_FILE_NAMES, "surrogateescape")
     if isinstance(value, (str, bytes, os.PathLike)):
         return path_bytes(value)
     raise TypeError(f"a path is needed, not {type(value).__name__}")
@@ -383,6 +396,8 @@ def _positive(value: Any, name: str) -> int:
 
 
 def _offset(value: Any) -> int:
+    if type(value) is int and 0 <= value < 2**63:
+        return value
     number = _integer(value, "file_offset")
     if not 0 <= number < 2**63:
         raise InvalidArgumentError(f"file_offset must be from 0 to {2**63 - 1}, not {number}")
@@ -414,16 +429,3 @@ def _async_and_offset(args: Tuple[Any, ...], kwargs: Any) -> Tuple[bool, int]:
     if len(args) > 2 or "async" not in values or set(values) - {"async", "file_offset"}:
         raise TypeError("the arguments are (buffer, filename, validate, async, file_offset=0)")
     return _flag(values["async"], "async"), values.get("file_offset", 0)
-
-
-def _target_and_offset(args: Tuple[Any, ...], kwargs: Any) -> Tuple[Any, int]:
-    """The arguments of async_pwrite after the tensor: a file name or a descriptor, and an offset."""
-    rest, values = list(args), dict(kwargs)
-    names = [name for name in ("filename", "fd") if name in values]
-    wrong = set(values) - {"filename", "fd", "file_offset"}
-    if len(rest) + len(values) > 2 or wrong or len(names) + (len(rest) > 0) != 1:
-        raise TypeError("the arguments are (buffer, filename, file_offset=0) or (buffer, fd, file_offset=0)")
-    target = values[names[0]] if names else rest.pop(0)
-    if names == ["fd"] and not isinstance(target, int) or isinstance(target, bool):
-        raise TypeError(f"a descriptor is a number, not {target!r}")
-    return target, rest[0] if rest else values.get("file_offset", 0)

@@ -29,14 +29,15 @@ class DeepSpeedVersionError(ImportError):
     """The DeepSpeed of this environment is too old."""
 
 
-def install(config: ConfigLike = None, mend_checkpoints: bool = True) -> None:
+def install(config: ConfigLike = None, mend: bool = True) -> None:
     """Let DeepSpeed use this engine wherever it would load its `async_io` and `pin_memory` operators.
 
     `config` holds keys of the engine (`tensorswap.config_keys` lists them), as mapping or `Config`. Without
     `queue_depth` and `block_bytes` the section "aio" of DeepSpeed's configuration decides.
 
-    With `mend_checkpoints`, `load_checkpoint` restores all of an optimizer whose state is on NVMe. DeepSpeed
-    by itself drops Adam's moments and step, and the master weights of small groups.
+    With `mend` two defects of DeepSpeed above its engine are mended too. `load_checkpoint` restores all of an
+    optimizer whose state is on NVMe: DeepSpeed drops Adam's moments and step, and the master weights of small
+    groups. And reading ahead no longer fails on a parameter that is used twice.
 
     Call it before `deepspeed.initialize`; handles that DeepSpeed made before keep their engine. Twice is
     fine. Raises DeepSpeedVersionError for a DeepSpeed before 0.19.4, ImportError where there is none, and
@@ -53,8 +54,8 @@ def install(config: ConfigLike = None, mend_checkpoints: bool = True) -> None:
             undo: List[Callable[[], None]] = []
             try:
                 _put_in_place(undo)
-                if mend_checkpoints:
-                    _mend_checkpoints(undo)
+                if mend:
+                    _mend(undo)
             except BaseException:
                 _run(undo)
                 raise
@@ -132,16 +133,19 @@ def _put_in_place(undo: List[Callable[[], None]]) -> None:
                 _replace(undo, builder, "load", _no_gds)
 
 
-def _mend_checkpoints(undo: List[Callable[[], None]]) -> None:
+def _mend(undo: List[Callable[[], None]]) -> None:
     from deepspeed.runtime.engine import DeepSpeedEngine
+    from deepspeed.runtime.swap_tensor.partitioned_param_swapper import AsyncPartitionedParameterSwapper
     from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 
-    from tensorswap.deepspeed import checkpoint
+    from tensorswap.deepspeed import checkpoint, prefetch
 
     loader = checkpoint.loader(DeepSpeedEngine.load_checkpoint)
     resetter = checkpoint.resetter(DeepSpeedZeroOptimizer_Stage3.reset_swap_buffers)
     _replace(undo, DeepSpeedEngine, "load_checkpoint", loader)
     _replace(undo, DeepSpeedZeroOptimizer_Stage3, "reset_swap_buffers", resetter)
+    swap_in = prefetch.once_each(AsyncPartitionedParameterSwapper.swap_in)
+    _replace(undo, AsyncPartitionedParameterSwapper, "swap_in", swap_in)
 
 
 def _operator(name: str, *contents: Any) -> types.ModuleType:

@@ -22,6 +22,8 @@ __all__ = ["Operations"]
 
 _ERR_TIMED_OUT, _ERR_BUSY = -24, -20
 _COMPLETION_SIZE = ffi.sizeof("tsw_completion")
+# The words that `submit` sets are these fields.
+assert [ffi.offsetof("tsw_tensor", field) for field in ("data", "numel", "dtype", "flags", "file_offset")] == [0, 8, 16, 20, 24]
 #: Every write keeps what lies behind it in the file, as pwrite does.
 _KEEP_LENGTH = 2
 
@@ -34,7 +36,7 @@ class Operation(NamedTuple):
 
     ticket: int
     engine: Any
-    path: str
+    path: bytes
     #: Holds memory and descriptors.
     keep: Any
     #: Runs once the transfer went well: copies to where the data is wanted, or compares.
@@ -52,7 +54,8 @@ class Operations:
         self._over = 0
         # For the library to read: filled in anew for each submission, under the lock.
         self._tensor = ffi.new("tsw_tensor *")
-        self._tensor.dtype = 0
+        # The same as numbers, which are quicker to set: address, elements, type and flags, offset.
+        self._words = ffi.cast("uint64_t *", self._tensor)
         self._paths = ffi.new("char *[1]")
         self._ticket = ffi.new("tsw_ticket *")
         self._completion = ffi.new("tsw_completion *")
@@ -82,21 +85,19 @@ class Operations:
         """Start a transfer. Never waits, but where as many are under way as the engine takes."""
         handle = engine._live()
         function = lib.tsw_engine_swap_out if write else lib.tsw_engine_swap_in
-        name = ffi.new("char[]", path)
-        tensor = self._tensor
+        # Bytes objects end with a NUL.
+        name = ffi.from_buffer(path)
+        words = self._words
         while True:
             with self._submit_lock:
-                tensor.data = ffi.cast("void *", address)
-                tensor.numel = nbytes
-                tensor.flags = _KEEP_LENGTH if write else 0
-                tensor.file_offset = offset
+                words[0], words[1], words[3] = address, nbytes, offset
+                words[2] = _KEEP_LENGTH << 32 if write else 0
                 self._paths[0] = name
-                status = function(handle, tensor, self._paths, 1, self._ticket)
+                status = function(handle, self._tensor, self._paths, 1, self._ticket)
                 if status >= 0:
-                    text = path.decode("utf-8", "surrogateescape")
-                    self._pending.append(Operation(self._ticket[0], handle, text, keep, finish, release))
+                    self._pending.append(Operation(self._ticket[0], handle, path, keep, finish, release))
                     return
-            error = failure(status, path.decode("utf-8", "surrogateescape"))
+            error = failure(status, _text(path))
             if status != _ERR_BUSY or not self._finish_oldest():
                 raise error
 
@@ -151,13 +152,13 @@ class Operations:
             status = lib.tsw_ticket_wait(operation.engine, operation.ticket, WAIT_SLICE_NS, completion)
             if status < 0 and status != _ERR_TIMED_OUT:
                 if completion.ticket != operation.ticket:
-                    return failure(status, operation.path)
+                    return failure(status, _text(operation.path))
                 message = last_error()[0]
         if completion.status >= 0:
             return None
         # What the library keeps with the completion lacks the beginning of a long path.
         message = message or text_of(completion.message)
-        return error_of_status(completion.status, message, completion.os_error, operation.path)
+        return error_of_status(completion.status, message, completion.os_error, _text(operation.path))
 
     def _forget(self) -> None:
         """In the child of a fork: all of them are the parent's."""
@@ -165,6 +166,10 @@ class Operations:
         self._pending.clear()
         self._failures.clear()
         self._over = 0
+
+
+def _text(path: bytes) -> str:
+    return path.decode("utf-8", "surrogateescape")
 
 
 def _one_of(failures: List[Error]) -> Error:
