@@ -42,10 +42,9 @@ class Buffer(Memory):
     @classmethod
     def _register(cls, engine: Engine, found: Described) -> Buffer:
         out = ffi.new("tsw_buffer **")
-        nbytes = found.numel * DType(found.dtype).itemsize
-        data = ffi.cast("void *", found.address)
-        check(lib.tsw_buffer_register(engine._live(), data, nbytes, ffi.NULL, ffi.NULL, out))
-        return cls(engine, out[0], found.keep)
+        pointer, numel, kind, keep = found
+        check(lib.tsw_buffer_register(engine._live(), pointer, numel * kind.itemsize, ffi.NULL, ffi.NULL, out))
+        return cls(engine, out[0], keep)
 
     @property
     def closed(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import sys
 from typing import Any, Dict, Union
 
 from tensorswap.errors import DtypeMismatchError, UnsupportedError
@@ -15,6 +14,9 @@ class DType(enum.IntEnum):
     Functions take one of these, its name ("bf16"), the name that NumPy and torch use ("bfloat16"), or a
     dtype object of NumPy, torch or ml_dtypes.
     """
+
+    #: Bytes of one element.
+    itemsize: int
 
     BYTES = 0
     F32 = 1
@@ -33,16 +35,12 @@ class DType(enum.IntEnum):
     U64 = 14
     BOOL = 15
 
-    @property
-    def itemsize(self) -> int:
-        """Bytes of one element."""
-        return _SIZES[self]
-
 
 #: Anything that names an element type.
 DTypeLike = Union[DType, str, Any]
 
-_SIZES = (1, 4, 2, 2, 8, 1, 1, 1, 2, 4, 8, 1, 2, 4, 8, 1)
+for _dtype, _size in zip(DType, (1, 4, 2, 2, 8, 1, 1, 1, 2, 4, 8, 1, 2, 4, 8, 1)):
+    _dtype.itemsize = _size
 
 #: The names that torch and NumPy use; those that NumPy lacks are in ml_dtypes.
 NUMPY_NAMES = (
@@ -59,12 +57,13 @@ TYPESTRS = (
 #: Formats of the buffer protocol; None where the struct module has none.
 FORMATS = ("B", "f", "e", None, "d", None, None, "b", "h", "i", "q", "B", "H", "I", "Q", "?")
 
-_known: Dict[Any, DType] = {}
+#: The element type of everything that was asked for so far.
+KNOWN: Dict[Any, DType] = {}
 for _dtype in reversed(DType):
-    _known[_dtype.name.lower()] = _dtype
-    _known[f"torch.{NUMPY_NAMES[_dtype]}"] = _dtype
+    KNOWN[_dtype.name.lower()] = _dtype
     if _dtype is not DType.BYTES:
-        _known[NUMPY_NAMES[_dtype]] = _dtype
+        KNOWN[NUMPY_NAMES[_dtype]] = _dtype
+        KNOWN[f"torch.{NUMPY_NAMES[_dtype]}"] = _dtype
 #: Formats by which memoryviews call their elements. "l" and "L" have 8 bytes on every Linux of 64 bits.
 _BY_FORMAT = {"c": DType.BYTES, "l": DType.I64, "L": DType.U64}
 for _dtype in reversed(DType):
@@ -79,7 +78,7 @@ def dtype_of(dtype: DTypeLike) -> DType:
     Raises DtypeMismatchError, with the names there are, where it names none.
     """
     try:
-        return _known[dtype]
+        return KNOWN[dtype]
     except (KeyError, TypeError):
         pass
     if isinstance(dtype, DType):
@@ -87,12 +86,12 @@ def dtype_of(dtype: DTypeLike) -> DType:
     name = str(dtype)
     if isinstance(dtype, type):  # numpy.float32, ml_dtypes.bfloat16
         name = dtype.__name__
-    if isinstance(dtype, (int, float)) or name not in _known:
+    if isinstance(dtype, (int, float)) or name not in KNOWN:
         names = ", ".join(item.name.lower() for item in DType)
         raise DtypeMismatchError(f"unknown dtype {dtype!r}; there are {names}")
-    found = _known[name]
+    found = KNOWN[name]
     if not isinstance(dtype, str) and type(dtype).__hash__ is not None:
-        _known[dtype] = found
+        KNOWN[dtype] = found
     return found
 
 
@@ -128,8 +127,3 @@ def torch_dtype(dtype: DType) -> Any:
     if found is None:
         raise UnsupportedError(f"torch {torch.__version__} has no {NUMPY_NAMES[dtype]}")
     return found
-
-
-def module_loaded(name: str) -> Any:
-    """A module that the program has imported, or None. Importing torch takes seconds: never done unasked."""
-    return sys.modules.get(name)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import atexit
 import os
+import struct
 import threading
 import time
 import weakref
-from typing import Any, Dict, Iterable, List, Optional, Tuple
+from typing import Any, Dict, Iterable, Optional, Sequence, Tuple
 
 from tensorswap._library import (
     ERR_TIMED_OUT,
@@ -37,6 +38,13 @@ _ERR_BAD_TICKET, _ERR_BUSY = -4, -20
 _NONE_FAILED = 2**64 - 1
 #: How many completions are taken at once.
 _POLL_BATCH = 64
+_COMPLETION_SIZE = ffi.sizeof("tsw_completion")
+#: Reads what comes before the message of a tsw_completion at once.
+_COMPLETION_FIELDS = struct.Struct("=IiiIQQQQQ").unpack_from
+# Types that are made for every request, so that their names are read once.
+_TENSOR, _TEXT, _PATH, _TICKET = map(ffi.typeof, ("tsw_tensor *", "char[]", "char *[1]", "tsw_ticket *"))
+_COMPLETION, _COMPLETIONS = map(ffi.typeof, ("tsw_completion *", f"tsw_completion[{_POLL_BATCH}]"))
+_LENGTH = ffi.typeof("size_t *")
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
@@ -82,9 +90,9 @@ class Engine:
         with the data; with another one, or with `keep_length`, it only grows. A file that does not exist is
         made, a directory is not. The memory must not be written before the ticket is done.
         """
-        address, numel, kind, keep = describe(data, False, dtype)
+        pointer, numel, kind, keep = describe(data, False, dtype)
         return self._submit_one(
-            lib.tsw_engine_swap_out, address, numel, kind, KEEP_LENGTH if keep_length else 0, offset, tag, path, keep
+            lib.tsw_engine_swap_out, pointer, numel, kind, KEEP_LENGTH if keep_length else 0, offset, tag, path, keep
         )
 
     def swap_in(
@@ -95,8 +103,8 @@ class Engine:
         `data` is filled from byte `offset` on; it must be writable. The memory must not be touched before
         the ticket is done. A file that is too short fails the ticket with SizeMismatchError.
         """
-        address, numel, kind, keep = describe(data, True, dtype)
-        return self._submit_one(lib.tsw_engine_swap_in, address, numel, kind, 0, offset, tag, path, keep)
+        pointer, numel, kind, keep = describe(data, True, dtype)
+        return self._submit_one(lib.tsw_engine_swap_in, pointer, numel, kind, 0, offset, tag, path, keep)
 
     def swap_out_many(self, tensors: Iterable[TensorLike]) -> Ticket:
         """Start writing several tensors as one request, with one ticket.
@@ -112,7 +120,7 @@ class Engine:
     def _submit_one(
         self,
         function: Any,
-        address: int,
+        pointer: Any,
         numel: int,
         kind: int,
         flags: int,
@@ -123,15 +131,15 @@ class Engine:
     ) -> Ticket:
         name = path_bytes(path)
         try:
-            tensor = ffi.new("tsw_tensor *", (ffi.cast("void *", address), numel, kind, flags, offset, tag))
+            tensor = ffi.new(_TENSOR, (pointer, numel, kind, flags, offset, tag))
         except OverflowError:
             raise InvalidArgumentError(f"offset {offset} or tag {tag} is not a number of 64 bits") from None
-        c_name = ffi.new("char[]", name)
-        out = ffi.new("tsw_ticket *")
-        status = function(self._live(), tensor, ffi.new("char *[1]", (c_name,)), 1, out)
+        c_name = ffi.new(_TEXT, name)
+        out = ffi.new(_TICKET)
+        status = function(self._live(), tensor, ffi.new(_PATH, (c_name,)), 1, out)
         if status < 0:
             raise failure(status, os.fsdecode(name))
-        return self._enter(out[0], keep, [name])
+        return self._enter(out[0], keep, (name,))
 
     def _submit_many(self, function: Any, tensors: Iterable[TensorLike], writable: bool) -> Ticket:
         listed = TensorList(tensors, writable)
@@ -139,16 +147,18 @@ class Engine:
         check(function(self._live(), listed.array, listed.paths, listed.count, out))
         return self._enter(out[0], listed.keep, listed.names)
 
-    def _enter(self, ticket_id: int, keep: Any, names: List[bytes]) -> Ticket:
+    def _enter(self, ticket_id: int, keep: Any, names: Sequence[bytes]) -> Ticket:
         """Make the ticket, and note it until its completion is delivered."""
         ticket = Ticket(self, ticket_id, keep, names)
-        with self._lock:
-            early = self._early.pop(ticket_id, None) if self._early else None
-            if early is None:
-                self._pending[ticket_id] = ticket
-        if early is not None:
-            self._settle(ticket, early)
-        elif len(self._pending) % _POLL_BATCH == 0:
+        pending = self._pending
+        pending[ticket_id] = ticket
+        # Only then look: `poll` notes first and looks afterwards, so one of the two sees the other.
+        if self._early:
+            completion = self._early.pop(ticket_id, None)
+            if completion is not None:
+                pending.pop(ticket_id, None)
+                self._settle(ticket, completion)
+        if len(pending) % _POLL_BATCH == 0:
             # Tickets that the program dropped: their completions, and their memory, would pile up.
             self.poll()
         return ticket
@@ -173,28 +183,30 @@ class Engine:
         Their tickets are then done. Call it when `fileno()` is readable.
         """
         count = 0
-        array = ffi.new("tsw_completion[]", _POLL_BATCH)
-        length = ffi.new("size_t *")
+        array = ffi.new(_COMPLETIONS)
+        length = ffi.new(_LENGTH)
+        content = ffi.buffer(array)
         while True:
-            settled: List[Tuple[Ticket, Completion]] = []
             with self._lock:
                 array[0].struct_size = _COMPLETION_SIZE
                 check(lib.tsw_ticket_poll(self._live(), array, _POLL_BATCH, length))
-                for index in range(length[0]):
-                    completion = _completion_of(array[index])
-                    ticket = self._pending.pop(array[index].ticket, None)
-                    if ticket is None:
-                        self._early[array[index].ticket] = completion
-                    else:
-                        # Before the lock is gone: a waiter that is told BAD_TICKET looks for it.
-                        ticket._completion = completion
-                        settled.append((ticket, completion))
-            for ticket, completion in settled:
-                self._settle(ticket, completion)
-            found = int(length[0])
-            count += found
-            if found < _POLL_BATCH:
+                taken = int(length[0])
+                for index in range(taken):
+                    self._deliver(array, content, index)
+            count += taken
+            if taken < _POLL_BATCH:
                 return count
+
+    def _deliver(self, array: Any, content: Any, index: int) -> None:
+        """Hand a completion to its ticket, or keep it for the thread that is about to make the ticket."""
+        ticket_id, completion = _completion_of(array, content, index)
+        ticket = self._pending.pop(ticket_id, None)
+        if ticket is None:
+            self._early[ticket_id] = completion
+            ticket = self._pending.pop(ticket_id, None)
+            if ticket is None or self._early.pop(ticket_id, None) is None:
+                return  # it comes, or has seen it
+        self._settle(ticket, completion)
 
     def fileno(self) -> int:
         """The descriptor that is readable while a completion waits to be delivered.
@@ -210,24 +222,22 @@ class Engine:
         """Note how a request ended, and let go of its memory."""
         ticket._completion = completion
         ticket._keep = None
-        futures, ticket._futures = ticket._futures, []
-        for loop, future in futures:
+        for loop, future in ticket._futures:
             _wake(loop, future)
 
     def _wait(self, ticket: Ticket, timeout: Optional[float]) -> Completion:
         deadline = deadline_of(timeout)
-        result = ffi.new("tsw_completion *")
+        result = ffi.new(_COMPLETION)
         while True:
             if ticket._completion is not None:
                 return ticket._completion
             result.struct_size = _COMPLETION_SIZE
             status = lib.tsw_ticket_wait(self._live(), ticket.id, slice_ns(deadline), result)
             if result.ticket == ticket.id:
-                completion = _completion_of(result)
+                completion = _completion_of(result, ffi.buffer(result), 0)[1]
                 if status < 0:
                     completion = completion._replace(message=last_error()[0])
-                with self._lock:
-                    self._pending.pop(ticket.id, None)
+                self._pending.pop(ticket.id, None)
                 self._settle(ticket, completion)
                 return completion
             if status == _ERR_BAD_TICKET:
@@ -265,7 +275,7 @@ class Engine:
 
         loop = asyncio.get_running_loop()
         future = loop.create_future()
-        ticket._futures.append((loop, future))
+        ticket._futures += ((loop, future),)
         if self._loops.get(loop, 0) == 0:
             loop.add_reader(self.fileno(), self.poll)
         self._loops[loop] = self._loops.get(loop, 0) + 1
@@ -379,20 +389,18 @@ class Engine:
         return handle
 
 
-_COMPLETION_SIZE = ffi.sizeof("tsw_completion")
 
 
-def _completion_of(found: Any) -> Completion:
-    failed = found.failed_index
-    return Completion(
-        found.status,
-        found.os_error,
-        None if failed == _NONE_FAILED else failed,
-        found.bytes_done,
-        found.elapsed_ns,
-        found.user_tag,
-        text_of(found.message) if found.status else "",
+def _completion_of(array: Any, content: Any, index: int) -> Tuple[int, Completion]:
+    """A completion in an array of which `content` is the memory, and the ticket it is of."""
+    _size, status, os_error, _zero, failed, ticket_id, moved, elapsed, tag = _COMPLETION_FIELDS(
+        content, index * _COMPLETION_SIZE
     )
+    if status == 0:
+        return ticket_id, Completion(0, 0, None, moved, elapsed, tag, "")
+    failed_index = None if failed == _NONE_FAILED else failed
+    message = text_of(array[index].message)
+    return ticket_id, Completion(status, os_error, failed_index, moved, elapsed, tag, message)
 
 
 def _wake(loop: Any, future: Any) -> None:

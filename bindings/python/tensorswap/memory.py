@@ -6,21 +6,24 @@ Nothing here copies an element.
 from __future__ import annotations
 
 import builtins
-from typing import Any, NamedTuple, Optional, Tuple
+from sys import modules
+from typing import Any, Optional, Tuple
 
 from tensorswap._library import check, ffi, lib
 from tensorswap.dtype import (
     FORMATS,
+    KNOWN,
     TYPESTRS,
     DType,
     DTypeLike,
     dtype_of,
     dtype_of_format,
-    module_loaded,
     numpy_dtype,
     torch_dtype,
 )
 from tensorswap.errors import DtypeMismatchError, InvalidArgumentError, UnsupportedError
+
+_VOID = ffi.typeof("void *")
 
 
 class _Keep:
@@ -147,7 +150,7 @@ class Memory:
 
     def __dlpack__(self, **options: Any) -> Any:
         # Both make the capsule; torch is preferred because it has bf16.
-        exporter = self.torch() if module_loaded("torch") is not None else self.numpy()
+        exporter = self.torch() if "torch" in modules else self.numpy()
         return exporter.__dlpack__(**options)
 
     def _holder(self) -> Any:
@@ -162,13 +165,9 @@ class Memory:
         return ffi.buffer(pointer, self.nbytes)
 
 
-class Described(NamedTuple):
-    """Memory of the caller as the engine takes it, and what must stay alive with it."""
-
-    address: int
-    numel: int
-    dtype: int
-    keep: Any
+#: Memory of the caller as the engine takes it: where it begins, its elements, their type, and what must stay
+#: alive with it. A plain tuple, because one is made for every request.
+Described = Tuple[Any, int, DType, Any]
 
 
 def describe(data: Any, writable: bool, dtype: DTypeLike = None) -> Described:
@@ -178,34 +177,39 @@ def describe(data: Any, writable: bool, dtype: DTypeLike = None) -> Described:
     Raises for what is not contiguous, not in the host's memory, of an unknown type, or, with `writable`,
     read-only. Nothing is copied.
     """
-    torch = module_loaded("torch")
-    if torch is not None and isinstance(data, torch.Tensor):
+    torch = modules.get("torch")
+    if isinstance(data, Memory):
+        found: Described = (_pointer(data.address), data._numel, data._dtype, data._owner)
+    elif torch is not None and isinstance(data, torch.Tensor):
         found = _describe_torch(data, torch, dtype)
-    elif isinstance(data, Memory):
-        found = Described(data.address, data._numel, data._dtype, data._owner)
     else:
-        numpy = module_loaded("numpy")
+        numpy = modules.get("numpy")
         if numpy is not None and isinstance(data, numpy.ndarray):
             found = _describe_array(data, writable, dtype)
         elif hasattr(data, "__array_interface__"):
-            found = _describe_array(numpy_asarray(data), writable, dtype)
+            found = _describe_array(_array_of(data), writable, dtype)
         else:
             found = _describe_other(data, writable, dtype)
     return found if dtype is None else _as_dtype(found, dtype_of(dtype))
 
 
+def _pointer(address: int) -> Any:
+    return ffi.cast(_VOID, address)
+
+
 def _as_dtype(found: Described, dtype: DType) -> Described:
     """The same bytes as elements of another type."""
-    size, itemsize = DType(found.dtype).itemsize, dtype.itemsize
-    if size == itemsize:
-        return found._replace(dtype=dtype)
-    if found.dtype == DType.BYTES or dtype == DType.BYTES:
-        nbytes = found.numel * size
-        if nbytes % itemsize == 0:
-            return found._replace(dtype=dtype, numel=nbytes // itemsize)
+    pointer, numel, own, keep = found
+    if own.itemsize == dtype.itemsize:
+        return pointer, numel, dtype, keep
+    if own is not DType.BYTES and dtype is not DType.BYTES:
+        raise DtypeMismatchError(
+            f"elements of {own.name.lower()} cannot be taken as {dtype.name.lower()}: their sizes differ"
+        )
+    nbytes = numel * own.itemsize
+    if nbytes % dtype.itemsize != 0:
         raise DtypeMismatchError(f"{nbytes} bytes are no whole number of {dtype.name.lower()}")
-    own = DType(found.dtype).name.lower()
-    raise DtypeMismatchError(f"elements of {own} cannot be taken as {dtype.name.lower()}: their sizes differ")
+    return pointer, nbytes // dtype.itemsize, dtype, keep
 
 
 def _own_dtype(own: Any, dtype: DTypeLike, itemsize: int) -> DType:
@@ -219,9 +223,9 @@ def _own_dtype(own: Any, dtype: DTypeLike, itemsize: int) -> DType:
 
 
 def _describe_torch(data: Any, torch: Any, dtype: DTypeLike) -> Described:
-    if data.device.type != "cpu":
+    if not data.is_cpu:
         raise UnsupportedError(f"a tensor on {data.device} cannot be swapped; copy it to the CPU first")
-    if data.layout != torch.strided:
+    if data.layout is not torch.strided:
         raise UnsupportedError(f"a tensor of layout {data.layout} cannot be swapped; make it dense first")
     if not data.is_contiguous():
         raise InvalidArgumentError(
@@ -229,24 +233,30 @@ def _describe_torch(data: Any, torch: Any, dtype: DTypeLike) -> Described:
         )
     if data.is_neg() or data.is_conj():
         raise InvalidArgumentError("a tensor whose negation or conjugation is pending has no memory of its own")
-    own = _own_dtype(data.dtype, dtype, data.element_size())
-    return Described(data.data_ptr(), data.numel(), own, data)
+    kind = data.dtype
+    own = KNOWN.get(kind) or _own_dtype(kind, dtype, data.element_size())
+    return _pointer(data.data_ptr()), data.numel(), own, data
 
 
 def _describe_array(data: Any, writable: bool, dtype: DTypeLike) -> Described:
-    interface = data.__array_interface__
-    if interface.get("strides") is not None and not data.flags.c_contiguous:
+    flags = data.flags
+    if not flags.c_contiguous:
         raise InvalidArgumentError(
             f"an array of shape {data.shape} with strides {data.strides} is not contiguous in C order"
         )
-    address, readonly = interface["data"]
-    if writable and readonly:
+    if writable and not flags.writeable:
         raise InvalidArgumentError("a read-only array cannot be swapped in to")
-    own = _own_dtype(data.dtype, dtype, data.itemsize)
-    return Described(address, data.size, own, data)
+    kind = data.dtype
+    own = KNOWN.get(kind) or _own_dtype(kind, dtype, data.itemsize)
+    try:
+        pointer = ffi.from_buffer(data)
+    except (ValueError, BufferError, TypeError):  # a type of ml_dtypes, or of the other byte order
+        pointer = _pointer(data.__array_interface__["data"][0])
+    # The array, and not only its buffer: its type may have an owner that is more.
+    return pointer, data.size, own, (data, pointer)
 
 
-def numpy_asarray(data: Any) -> Any:
+def _array_of(data: Any) -> Any:
     """An array of what has the array interface."""
     import numpy
 
@@ -269,7 +279,7 @@ def _describe_other(data: Any, writable: bool, dtype: DTypeLike) -> Described:
         raise InvalidArgumentError(f"a read-only {type(data).__name__} cannot be swapped in to")
     pointer = ffi.from_buffer(view)
     own = DType.BYTES if dtype is not None else dtype_of_format(view.format)
-    return Described(int(ffi.cast("uintptr_t", pointer)), view.nbytes // own.itemsize, own, pointer)
+    return pointer, view.nbytes // own.itemsize, own, pointer
 
 
 def _describe_dlpack(data: Any, writable: bool) -> Described:
@@ -298,4 +308,4 @@ def _describe_dlpack(data: Any, writable: bool) -> Described:
         raise InvalidArgumentError(f"a read-only {type(data).__name__} cannot be swapped in to")
     tensor = ffi.new("tsw_tensor *")
     check(lib.tsw_tensor_from_dlpack(ffi.cast("void *", managed), tensor))
-    return Described(int(ffi.cast("uintptr_t", tensor.data)), tensor.numel, tensor.dtype, (data, capsule))
+    return tensor.data, tensor.numel, DType(tensor.dtype), (data, capsule)

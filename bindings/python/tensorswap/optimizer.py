@@ -167,10 +167,9 @@ class Optimizer:
                 slot.tensor.dtype = dtype_of("f32" if piece.dtype is None else piece.dtype)
                 slot.tensor.file_offset = unsigned(piece.file_offset, "file_offset")
             else:
-                found = describe(piece.data, False, piece.dtype)
-                keep.append(found.keep)
-                slot.tensor.data = ffi.cast("void *", found.address)
-                slot.tensor.numel, slot.tensor.dtype = found.numel, found.dtype
+                pointer, numel, kind, owner = describe(piece.data, False, piece.dtype)
+                keep.append(owner)
+                slot.tensor.data, slot.tensor.numel, slot.tensor.dtype = pointer, numel, kind
         check(lib.tsw_optimizer_initialize_from_swapped(self._live(), array, len(pieces)))
 
     def purge_state(self) -> None:
@@ -205,8 +204,8 @@ class Optimizer:
         It replaces what was there or, with `accumulate`, is added to it. The memory is the program's again
         when this returns. Gradients end with the step.
         """
-        address, numel, kind, _keep = describe(data, False, dtype)
-        tensor = ffi.new("tsw_tensor *", (ffi.cast("void *", address), numel, kind, _ACCUMULATE if accumulate else 0))
+        pointer, numel, kind, _keep = describe(data, False, dtype)
+        tensor = ffi.new("tsw_tensor *", (pointer, numel, kind, _ACCUMULATE if accumulate else 0))
         offsets = ffi.new("uint64_t *", unsigned(offset, "offset"))
         check(lib.tsw_optimizer_swap_out_gradients(self._live(), unsigned(id, "id"), offsets, tensor, 1))
 
@@ -327,8 +326,7 @@ def _tensors(data: List[Any], writable: bool, flags: int) -> Tuple[Any, List[Any
     array = ffi.new("tsw_tensor[]", len(data))
     keep = []
     for slot, item in zip(array, data):
-        found = describe(item, writable)
-        keep.append(found.keep)
-        slot.data = ffi.cast("void *", found.address)
-        slot.numel, slot.dtype, slot.flags = found.numel, found.dtype, flags
+        pointer, numel, kind, owner = describe(item, writable)
+        keep.append(owner)
+        slot.data, slot.numel, slot.dtype, slot.flags = pointer, numel, kind, flags
     return array, keep

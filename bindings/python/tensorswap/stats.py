@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any, Dict, NamedTuple, Type, TypeVar
 
 from tensorswap._library import check, ffi, lib, text_of
@@ -105,15 +106,27 @@ C_TYPES: Dict[type, str] = {
 }
 
 
+class _Layout:
+    """How a structure is made and read: after struct_size and its filler every field has 64 bits."""
+
+    __slots__ = ("made", "nbytes", "read")
+
+    def __init__(self, kind: Type[Any]) -> None:
+        self.made = ffi.typeof(C_TYPES[kind] + " *")
+        self.nbytes = ffi.sizeof(C_TYPES[kind])
+        self.read = struct.Struct(f"=8x{len(kind._fields)}Q").unpack
+
+
+_LAYOUTS = {kind: _Layout(kind) for kind in C_TYPES}
+
+
 def stats_of(kind: Type[_T], fill: Any, *arguments: Any) -> _T:
     """What a function that fills in a structure has to tell."""
-    name = C_TYPES[kind]
-    values = ffi.new(name + " *")
-    values.struct_size = ffi.sizeof(name)
+    layout = _LAYOUTS[kind]
+    values = ffi.new(layout.made)
+    values.struct_size = layout.nbytes
     check(fill(*arguments, values))
-    # After struct_size and its filler every field has 64 bits; read together they cost the least.
-    numbers = ffi.cast("uint64_t *", values) + 1
-    return kind(*ffi.unpack(numbers, len(kind._fields)))  # type: ignore[attr-defined]
+    return kind(*layout.read(ffi.buffer(values)))
 
 
 def timers_of(names: Any, get: Any, handle: Any) -> Dict[str, Timer]:

@@ -39,7 +39,7 @@ TensorLike = Union[Tensor, Tuple[Any, Path], Tuple[Any, Path, int]]
 
 def path_bytes(path: Path) -> bytes:
     """A path as the system takes it."""
-    name = os.fsencode(path)
+    name = os.fsencode(path) if type(path) is not str else path.encode("utf-8", "surrogateescape")
     if b"\0" in name:
         raise InvalidArgumentError(f"a path cannot hold a NUL: {path!r}")
     return name
@@ -54,14 +54,13 @@ class TensorList:
         entries = [Tensor(*tensor) for tensor in tensors]
         found = [describe(entry.data, writable, entry.dtype) for entry in entries]
         self.count = len(entries)
-        self.keep = [item.keep for item in found]
+        self.keep = [keep for _pointer, _numel, _kind, keep in found]
         self.names: List[bytes] = [path_bytes(entry.path) for entry in entries]
         self._texts = [ffi.new("char[]", name) for name in self.names]
         self.paths = ffi.new("char *[]", self._texts)
         self.array = ffi.new("tsw_tensor[]", self.count)
-        for slot, entry, item in zip(self.array, entries, found):
-            slot.data = ffi.cast("void *", item.address)
-            slot.numel, slot.dtype = item.numel, item.dtype
+        for slot, entry, (pointer, numel, kind, _keep) in zip(self.array, entries, found):
+            slot.data, slot.numel, slot.dtype = pointer, numel, kind
             slot.flags = KEEP_LENGTH if entry.keep_length else 0
             try:
                 slot.file_offset, slot.user_tag = entry.offset, entry.tag

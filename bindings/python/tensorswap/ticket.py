@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generator, List, NamedTuple, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Generator, NamedTuple, Optional, Sequence, Tuple
 
 from tensorswap.errors import Error, error_of_status
 
@@ -40,17 +40,18 @@ class Ticket:
     may use a ticket.
     """
 
-    __slots__ = ("__weakref__", "_completion", "_engine", "_futures", "_keep", "_paths", "_told", "id")
+    # What most tickets never change, so that making one costs little.
+    _completion: Optional[Completion] = None
+    _told = False
+    #: Pairs of event loop and future to be woken.
+    _futures: Tuple[Any, ...] = ()
 
-    def __init__(self, engine: Engine, ticket_id: int, keep: Any, paths: List[bytes]) -> None:
+    def __init__(self, engine: Engine, ticket_id: int, keep: Any, paths: Sequence[bytes]) -> None:
         #: The number by which the library knows it.
         self.id = ticket_id
         self._engine = engine
         self._keep = keep
         self._paths = paths
-        self._completion: Optional[Completion] = None
-        self._told = False
-        self._futures: List[Any] = []
 
     def wait(self, timeout: Optional[float] = None) -> Completion:
         """Wait until the request is over, and tell how it ended.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any, Iterator, Optional, Sequence, Tuple, Union, overload
 
 from tensorswap._library import ffi
@@ -9,15 +10,43 @@ from tensorswap.dtype import DType
 from tensorswap.errors import InvalidArgumentError
 from tensorswap.memory import Memory
 
+_DTYPES = tuple(DType)
+_STATES_MAX = 8
+#: A tsw_parameter_view, read at once: size, states, id, numel; then the gradient and the states, each as
+#: data, numel, dtype and a zero.
+_FIELDS = struct.Struct("=IIQQ" + "QQII" * (1 + _STATES_MAX)).unpack
+_GRADIENT, _STATES, _STRIDE = 4, 8, 4
+
+
+class _Lease:
+    """Holds the optimizer while a parameter is out, so that closing it frees nothing under an array."""
+
+    __slots__ = ("handle",)
+
+    def __init__(self, handle: Any) -> None:
+        self.handle = handle
+
+
+class _Lent(Memory):
+    """Memory of a parameter that is out, for as long as it is."""
+
+    __slots__ = ()
+
+    def _holder(self) -> Any:
+        if self._owner.handle is None:
+            raise InvalidArgumentError("the memory was given back with its parameter")
+        return self._owner
+
 
 class StateViews(Sequence[Memory]):
     """The states of a parameter, by index or by name."""
 
-    __slots__ = ("_memories", "_names")
+    __slots__ = ("_fields", "_lease", "_names")
 
-    def __init__(self, names: Tuple[str, ...], memories: Tuple[Memory, ...]) -> None:
+    def __init__(self, names: Tuple[str, ...], fields: Tuple[int, ...], lease: _Lease) -> None:
         self._names = names
-        self._memories = memories
+        self._fields = fields
+        self._lease = lease
 
     @property
     def names(self) -> Tuple[str, ...]:
@@ -32,23 +61,18 @@ class StateViews(Sequence[Memory]):
         if isinstance(which, str):
             if which not in self._names:
                 raise InvalidArgumentError(f"no state is named {which!r}; there are {', '.join(self._names)}")
-            return self._memories[self._names.index(which)]
-        return self._memories[which]
+            return self._memory(self._names.index(which))
+        found = range(len(self._names))[which]
+        return self._memory(found) if isinstance(found, int) else tuple(map(self._memory, found))
+
+    def _memory(self, index: int) -> Memory:
+        return _memory_of(self._fields, _STATES + _STRIDE * index, self._lease)
 
     def __len__(self) -> int:
-        return len(self._memories)
+        return len(self._names)
 
     def __iter__(self) -> Iterator[Memory]:
-        return iter(self._memories)
-
-
-class _Lease:
-    """Holds the optimizer while a parameter is out, so that closing it frees nothing under an array."""
-
-    __slots__ = ("handle",)
-
-    def __init__(self, handle: Any) -> None:
-        self.handle = handle
+        return map(self._memory, range(len(self._names)))
 
 
 class ParameterView:
@@ -61,33 +85,26 @@ class ParameterView:
     __slots__ = ("_lease", "changed", "gradient", "id", "numel", "states")
 
     def __init__(self, found: Any, names: Tuple[str, ...], handle: Any) -> None:
-        lease = _Lease(handle)
-        self._lease = lease
+        fields = _FIELDS(ffi.buffer(found))
+        self._lease = lease = _Lease(handle)
         #: The parameter.
-        self.id: int = found.id
+        self.id: int = fields[2]
         #: Its elements.
-        self.numel: int = found.numel
+        self.numel: int = fields[3]
         #: Set it to False where nothing was changed: then nothing is written.
         self.changed = True
-        memories = tuple(_memory_of(found.states[index], lease) for index in range(found.states_len))
         #: The states in memory, by index or name; the first is the master parameter.
-        self.states = StateViews(names, memories)
+        self.states = StateViews(names, fields, lease)
         #: The gradient, in the type that state 0 has; None where none was given.
-        self.gradient: Optional[Memory] = None
-        if found.gradient.data != ffi.NULL:
-            self.gradient = _memory_of(found.gradient, lease)
+        self.gradient: Optional[Memory] = _memory_of(fields, _GRADIENT, lease) if fields[_GRADIENT] else None
 
     def _end(self) -> None:
         """The memory is not ours any more."""
         self._lease.handle = None
-        for memory in self.states:
-            memory._owner = None
-        if self.gradient is not None:
-            self.gradient._owner = None
 
     def __repr__(self) -> str:
         return f"<tensorswap.ParameterView {self.id} of {self.numel} elements>"
 
 
-def _memory_of(found: Any, lease: _Lease) -> Memory:
-    return Memory(lease, int(ffi.cast("uintptr_t", found.data)), found.numel, DType(found.dtype))
+def _memory_of(fields: Tuple[int, ...], place: int, lease: _Lease) -> Memory:
+    return _Lent(lease, fields[place], fields[place + 1], _DTYPES[fields[place + 2]])

@@ -98,7 +98,7 @@ def test_errors_of_files_are_those_python_knows(engine: Engine, tmp_path: Path) 
         with pytest.raises(expected) as raised:
             engine.swap_out(bytes(8), path).wait()
         assert isinstance(raised.value, tensorswap.Error) and "\n" not in str(raised.value)
-    with pytest.raises(tensorswap.SizeMismatchError, match="5 of 8 bytes|5 bytes"):
+    with pytest.raises(tensorswap.SizeMismatchError, match="the file ends at 5, 8 wanted"):
         engine.swap_in(bytearray(8), tmp_path / "file").wait()
     assert (tmp_path / "file").read_bytes() == b"short"
 
