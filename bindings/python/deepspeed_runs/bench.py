@@ -133,7 +133,9 @@ class Step:
         import torch
 
         source = torch.Generator().manual_seed(index)
-        return torch.randint(-(2**31), 2**31 - 1, (self.numel,), dtype=torch.int32, generator=source).view(torch.float32)
+        return torch.randint(-(2**31), 2**31 - 1, (self.numel,), dtype=torch.int32, generator=source).view(
+            torch.float32
+        )
 
     def round(self, number):
         import torch
@@ -178,7 +180,11 @@ class Step:
         import torch
 
         for index in range(self.count):
-            for name, seed in ((f"{index}", index), (f"exp_avg-{index}", 1000 + index), (f"exp_avg_sq-{index}", 1000 + index)):
+            for name, seed in (
+                (f"{index}", index),
+                (f"exp_avg-{index}", 1000 + index),
+                (f"exp_avg_sq-{index}", 1000 + index),
+            ):
                 wanted = self.values(seed).view(torch.int32)
                 wanted[:: 4096 // 4] = self.rounds
                 path = os.path.join(self.swapper.swap_folder, f"{name}.tensor.swp")
@@ -189,7 +195,9 @@ class Step:
 
 def work(engine, folder, kind, count, size, aio):
     """One process: does a round for each line that it reads, and writes what it measured."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_PORT=str(20000 + os.getpid() % 20000))
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_PORT=str(20000 + os.getpid() % 20000)
+    )
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what DeepSpeed prints
     if engine == "tensorswap":
@@ -220,10 +228,20 @@ def measure(kind, count, size, options):
         for engine in ENGINES:
             place = os.path.join(folder, engine)
             os.mkdir(place)
-            command = [sys.executable, os.path.abspath(__file__), "--work", json.dumps([engine, place, kind, count, size, options.aio])]
+            command = [
+                sys.executable,
+                os.path.abspath(__file__),
+                "--work",
+                json.dumps([engine, place, kind, count, size, options.aio]),
+            ]
             environment = {**os.environ, "TENSORSWAP_DEEPSPEED": "0", "DS_ACCELERATOR": "cpu"}
             workers[engine] = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=environment,
             )
             found[engine] = {}
 

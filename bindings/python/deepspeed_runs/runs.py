@@ -163,7 +163,10 @@ def main() -> None:
         parser.error(f"{options.dir} is not a directory")
     options.dir = os.path.abspath(options.dir)
 
-    rows = ["| run | ranks | losses | out, each rank | in, each rank | in flight | time |", "|---|---|---|---|---|---|---|"]
+    rows = [
+        "| run | ranks | losses | out, each rank | in, each rank | in flight | time |",
+        "|---|---|---|---|---|---|---|",
+    ]
     failed = False
     print(*rows, sep="\n", flush=True)
     for ranks in options.ranks:

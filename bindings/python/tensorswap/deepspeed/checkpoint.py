@@ -130,7 +130,8 @@ def _saved_state(optimizer: Any, loading: _Loading) -> Dict[str, Any]:
     shards = engine._get_all_zero_checkpoints(loading.folder, loading.tag)
     if shards is None:
         raise NotFoundError(f"{place} holds no optimizer state", errno.ENOENT)
-    found: Dict[str, Any] = shards[torch.distributed.get_rank(group=optimizer.dp_process_group)]
+    rank = torch.distributed.get_rank(group=optimizer.dp_process_group)
+    found: Dict[str, Any] = shards[rank]
     return found
 
 
@@ -144,7 +145,9 @@ def _restore_swapped(inner: Any, parameter: Any, info: Any, state: Dict[str, Any
         if not torch.is_tensor(value) or value.dim() == 0:
             mine[key] = value.clone() if torch.is_tensor(value) else value
         elif not os.path.isfile(path):
-            raise NotFoundError(f"{path} is not in the checkpoint, but the state {key} should be there", errno.ENOENT, path)
+            raise NotFoundError(
+                f"{path} is not in the checkpoint, but the state {key} should be there", errno.ENOENT, path
+            )
         elif not info.has_state_tensors:
             # Empty until it is swapped in, as every state is between two steps.
             mine[key] = torch.empty(0, dtype=value.dtype)

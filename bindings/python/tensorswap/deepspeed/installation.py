@@ -116,9 +116,7 @@ def _put_in_place(undo: List[Callable[[], None]]) -> None:
 
     from tensorswap.deepspeed import handle
 
-    async_io = _operator(
-        "async_io", handle.aio_handle, handle.aio_read, handle.aio_write, handle.deepspeed_memcpy
-    )
+    async_io = _operator("async_io", handle.aio_handle, handle.aio_read, handle.aio_write, handle.deepspeed_memcpy)
     pin_memory = _operator("pin_memory", handle.pin_handle)
     _replace(undo, sys, _PIN_MEMORY_ATTRIBUTE, pin_memory)
     # DeepSpeed looks here before it looks for a built operator, or builds one.

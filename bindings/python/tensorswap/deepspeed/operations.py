@@ -23,7 +23,8 @@ __all__ = ["Operations"]
 _ERR_TIMED_OUT, _ERR_BUSY = -24, -20
 _COMPLETION_SIZE = ffi.sizeof("tsw_completion")
 # The words that `submit` sets are these fields.
-assert [ffi.offsetof("tsw_tensor", field) for field in ("data", "numel", "dtype", "flags", "file_offset")] == [0, 8, 16, 20, 24]
+_FIELDS = ("data", "numel", "dtype", "flags", "file_offset")
+assert [ffi.offsetof("tsw_tensor", field) for field in _FIELDS] == [0, 8, 16, 20, 24]
 #: Every write keeps what lies behind it in the file, as pwrite does.
 _KEEP_LENGTH = 2
 

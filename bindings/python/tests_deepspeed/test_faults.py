@@ -13,7 +13,14 @@ import textwrap
 import pytest
 import torch
 from tensorswap.deepspeed.handle import aio_handle
-from tensorswap.errors import InvalidArgumentError, NoSpaceError, NotFoundError, SizeMismatchError, StorageError, UnsupportedError
+from tensorswap.errors import (
+    InvalidArgumentError,
+    NoSpaceError,
+    NotFoundError,
+    SizeMismatchError,
+    StorageError,
+    UnsupportedError,
+)
 
 
 def run(program, **environment):
@@ -149,19 +156,29 @@ def test_a_handle_refuses_what_makes_no_sense(arguments, error):
 def test_calls_refuse_what_makes_no_sense_before_anything_is_written(handle, tmp_path):
     path, data = str(tmp_path / "a"), torch.zeros(10)
     wrong = [
-        (TypeError, lambda: handle.sync_pwrite([1, 2], path)), (TypeError, lambda: handle.sync_pwrite(data, 5)),
-        (TypeError, lambda: handle.sync_pwrite(data, None)), (TypeError, lambda: handle.async_pwrite(data)),
-        (TypeError, lambda: handle.async_pwrite(data, path, 0, 0)), (TypeError, lambda: handle.async_pwrite(data, True)),
-        (TypeError, lambda: handle.async_pwrite(data, fd=path)), (TypeError, lambda: handle.async_pwrite(data, path, fd=1)),
-        (TypeError, lambda: handle.pwrite(data, path, False)), (TypeError, lambda: handle.pwrite(data, path, False, 1)),
-        (TypeError, lambda: handle.pread(data, path, False, True, 0, 0)), (TypeError, lambda: handle.write(data, path, 1)),
-        (TypeError, lambda: handle.is_pinned(5)), (TypeError, lambda: handle.new_cpu_locked_tensor(10)),
-        (TypeError, lambda: handle.new_cpu_locked_tensor(1.5, data)), (TypeError, lambda: handle.sync_pwrite(data, path, 0.5)),
-        (ValueError, lambda: handle.sync_pwrite(data, path, -1)), (ValueError, lambda: handle.sync_pwrite(data, path, 2**63)),
-        (ValueError, lambda: handle.sync_pwrite(data, path + "\0")), (ValueError, lambda: handle.new_cpu_locked_tensor(-1, data)),
+        (TypeError, lambda: handle.sync_pwrite([1, 2], path)),
+        (TypeError, lambda: handle.sync_pwrite(data, 5)),
+        (TypeError, lambda: handle.sync_pwrite(data, None)),
+        (TypeError, lambda: handle.async_pwrite(data)),
+        (TypeError, lambda: handle.async_pwrite(data, path, 0, 0)),
+        (TypeError, lambda: handle.async_pwrite(data, True)),
+        (TypeError, lambda: handle.async_pwrite(data, fd=path)),
+        (TypeError, lambda: handle.async_pwrite(data, path, fd=1)),
+        (TypeError, lambda: handle.pwrite(data, path, False)),
+        (TypeError, lambda: handle.pwrite(data, path, False, 1)),
+        (TypeError, lambda: handle.pread(data, path, False, True, 0, 0)),
+        (TypeError, lambda: handle.write(data, path, 1)),
+        (TypeError, lambda: handle.is_pinned(5)),
+        (TypeError, lambda: handle.new_cpu_locked_tensor(10)),
+        (TypeError, lambda: handle.new_cpu_locked_tensor(1.5, data)),
+        (TypeError, lambda: handle.sync_pwrite(data, path, 0.5)),
+        (ValueError, lambda: handle.sync_pwrite(data, path, -1)),
+        (ValueError, lambda: handle.sync_pwrite(data, path, 2**63)),
+        (ValueError, lambda: handle.sync_pwrite(data, path + "\0")),
+        (ValueError, lambda: handle.new_cpu_locked_tensor(-1, data)),
         (UnsupportedError, lambda: handle.sync_pwrite(torch.zeros(3, device="meta"), path)),
         (UnsupportedError, lambda: handle.sync_pwrite(torch.eye(3).to_sparse(), path)),
-    ]  # fmt: skip
+    ]
     for error, call in wrong:
         with pytest.raises(error):
             call()

@@ -13,7 +13,9 @@ from tensorswap.errors import NotFoundError, SizeMismatchError
 
 def random(numel, dtype=torch.float32):
     """Values that no other test has."""
-    raw = torch.from_numpy(numpy.frombuffer(os.urandom(numel * torch.empty(0, dtype=dtype).element_size()), "u1").copy())
+    raw = torch.from_numpy(
+        numpy.frombuffer(os.urandom(numel * torch.empty(0, dtype=dtype).element_size()), "u1").copy()
+    )
     return raw.view(dtype)
 
 
@@ -142,7 +144,9 @@ def test_tensors_with_gaps_are_gathered_and_filled(handle, tmp_path):
     assert same(strided, wide.t().reshape(-1))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn]
+)
 def test_every_type(handle, tmp_path, dtype):
     locked = handle.new_cpu_locked_tensor(1001, torch.empty(0, dtype=dtype))
     assert locked.dtype == dtype and locked.numel() == 1001 and handle.is_pinned(locked)

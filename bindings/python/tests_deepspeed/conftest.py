@@ -6,6 +6,8 @@ from typing import Iterator
 import pytest
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.pop("TENSORSWAP_DEEPSPEED", None)
+os.environ.pop("TENSORSWAP_DEEPSPEED_CONFIG", None)
 # One variable says that a test which cannot run is a failure.
 if "deepspeed" not in os.environ.get("TSW_TEST_REQUIRE", ""):
     pytest.importorskip("torch")
