@@ -18,6 +18,8 @@ from cffi import FFI
 from cffi.recompiler import make_py_source
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
+#: What puts the engine under DeepSpeed where TENSORSWAP_DEEPSPEED=1 is set.
+AUTOLOAD = ("tensorswap_deepspeed.pth", "_tensorswap_deepspeed.py")
 HERE = Path(__file__).resolve().parent
 CRATE = HERE.parent.parent
 
@@ -70,6 +72,10 @@ class TensorswapBuildHook(BuildHookInterface):  # type: ignore[type-arg,misc]
 
     def initialize(self, version: str, build_data: Dict[str, Any]) -> None:
         library = build_library()
+        # Read by Python at its start; only in site-packages itself.
+        autoload = {str(HERE / "autoload" / name): name for name in AUTOLOAD}
+        build_data["force_include"].update(autoload)
+        build_data.setdefault("force_include_editable", {}).update(autoload)
         if version == "editable":
             place = HERE / "tensorswap"
             # A new file, not new content: a running process has the old one mapped.
