@@ -24,7 +24,7 @@ impl Progress {
     /// A bar for so many bytes.
     pub(crate) fn of_bytes(total: u64) -> Progress {
         let template =
-            "{bar:30} {percent:>3}%  {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
+            "{bar:24} {percent:>3}%  {eta} left  {bytes} of {total_bytes}, {bytes_per_sec}";
         Progress::new(total, template)
     }
 

@@ -63,12 +63,12 @@ impl BenchReport {
         // Writing to a string cannot fail.
         let _ = writeln!(
             text,
-            "engine {} ({}), {} at once of up to {}; {direct}; memory in {} pages, {locked}",
+            "engine {} ({}), {} at once of up to {}; {direct}; {} memory, {locked}",
             text_of("version"),
             text_of("backend"),
             number("queue_depth"),
             shown(number("block_bytes")),
-            self.pages,
+            pages_text(self.pages),
         );
         let _ = writeln!(
             text,
@@ -87,6 +87,15 @@ impl BenchReport {
         text += &table(&header, self.rows.iter().map(Row::cells));
         text += &styled(FAINT, "depth reached and CPU: drive alone / engine\n");
         text
+    }
+}
+
+/// A kind of page in words.
+fn pages_text(name: &str) -> &'static str {
+    match name {
+        "hugetlb" => "reserved huge pages of",
+        "transparent" => "transparent huge pages of",
+        _ => "4 KiB pages of",
     }
 }
 

@@ -59,6 +59,7 @@ pub(super) fn measure(options: &Options, config: &Config) -> Result<BenchReport,
         };
         // Everything is written and opened once, as it is after the first step of a training.
         scenario.raw.run(Kind::Out, &scenario.files, &field)?;
+        scenario.files.settle()?;
         scenario.engine.run(Kind::In, &scenario.files, &field)?;
         progress.advance(1);
         for round in 0..options.rounds {

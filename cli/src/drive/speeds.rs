@@ -57,6 +57,7 @@ pub(crate) fn measure_speeds(place: &Path, total_bytes: u64) -> Result<Speeds, F
     let progress = Progress::of_parts(1 + ROUNDS * 3);
     progress.say("measuring the drive");
     mover.run(Kind::Out, &files, &field)?;
+    files.settle()?;
     progress.advance(1);
     let mut samples: [Vec<f64>; 3] = Default::default();
     for round in 0..ROUNDS {

@@ -20,7 +20,7 @@ use report::{Floor, PlanReport};
 use states::StateTypes;
 
 /// Bytes of scratch files to measure the drive with.
-const PROBE_BYTES: u64 = 256 << 20;
+const PROBE_BYTES: u64 = 128 << 20;
 
 /// Say what a model will need: storage, pinned memory, bytes moved in a step, time, drive life
 ///
@@ -48,7 +48,7 @@ pub(crate) struct Options {
     /// A key of the configuration
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Measure the drive below this directory (moves 256 MiB of scratch files)
+    /// Measure the drive below this directory (moves 128 MiB of scratch files)
     #[arg(long, value_name = "DIRECTORY", conflicts_with_all = ["read", "write", "mixed"])]
     measure: Option<PathBuf>,
     /// Speed of reading, for example 6.8GB/s

@@ -223,6 +223,7 @@ impl Bench {
             .map_err(|_| Failure::wrong("more than this machine can address"))?;
         let files = FileSet::make(scratch.path(), &name, FILES, len)?;
         RawMover::new(&field).run(Kind::Out, &files, &field)?;
+        files.settle()?;
         Ok(Bench {
             field,
             files,

@@ -9,6 +9,7 @@
 
 mod bench;
 mod doctor;
+mod guide;
 mod inspect;
 mod man;
 mod plan;
