@@ -13,6 +13,7 @@ mod guide;
 mod inspect;
 mod man;
 mod plan;
+mod readme;
 mod support;
 mod terminal;
 mod tune;
