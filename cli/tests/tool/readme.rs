@@ -5,7 +5,13 @@ use crate::support::*;
 #[test]
 fn the_commands_of_the_readme_work() {
     let readme = include_str!("../../../README.md");
-    let lines: Vec<&str> = readme
+    let listing = readme
+        .split("```")
+        .skip(1)
+        .step_by(2)
+        .find(|listing| listing.contains("\ntensorswap doctor "))
+        .unwrap();
+    let lines: Vec<&str> = listing
         .lines()
         .filter(|line| line.starts_with("tensorswap "))
         .collect();
