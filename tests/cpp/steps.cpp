@@ -69,6 +69,8 @@ static void one_loop()
         update(p);
     }
     EXPECT(count == PARAMETERS && store.step_number() == 1);
+    store.commit();
+    EXPECT(store.stats().step_written_bytes == PARAMETERS / 2 * 20480); // those that were changed
     const std::uint64_t some[] = {1, 3};
     swap_out_gradients(store);
     for (auto& p : store.step(some)) {
@@ -116,6 +118,19 @@ static void left_early()
         EXPECT(std::string(error.what()) == "mine");
     }
     EXPECT(count == 10 && store.step_number() == 1 && all_are(store, -1));
+
+    // What another thread, or a later loop, makes of a step that was left: nothing.
+    swap_out_gradients(store);
+    {
+        auto step = store.begin_step();
+        for (auto& p : step) {
+            update(p);
+            break;
+        }
+        EXPECT(failure_of([&] { for (auto& p : step) update(p); }).code() == status::cancelled);
+        EXPECT(failure_of([&] { step.finish(); }).code() != status::ok);
+    }
+    EXPECT(store.step_number() == 1 && all_are(store, -1));
 
     // A step that nobody finished, and one that was aborted.
     swap_out_gradients(store);
