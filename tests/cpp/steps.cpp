@@ -1,4 +1,4 @@
-// A step as a loop: it ends with the loop, is undone when the loop is left, and is shared by threads.
+// A step as a loop: it ends with the loop, is undone when left, and is shared by threads.
 #include "expect.hpp"
 
 #include <atomic>
@@ -159,6 +159,31 @@ static void left_early()
     EXPECT(store.step_number() == 2 && all_are(store, -2));
 }
 
+// Without a commit for each step there may be nothing to go back to: then the step goes on.
+static void left_early_without_commits()
+{
+    auto store = opened("uncommitted", "sync", "none");
+    for (int i = 0; i < 2; i++) {
+        swap_out_gradients(store);
+        for (auto& p : store.step())
+            update(p);
+    }
+    swap_out_gradients(store);
+    auto step = store.begin_step();
+    for (auto& p : step) {
+        update(p);
+        if (p.id() % 2 == 0)
+            break;
+    }
+    EXPECT(failure_of([&] { step.finish(); }).code() == status::busy);
+    EXPECT(failure_of([&] { step.abort(); }).code() == status::unsupported);
+    for (auto& p : step)
+        update(p);
+    step.finish();
+    store.commit();
+    EXPECT(store.step_number() == 3 && all_are(store, -3));
+}
+
 static void several_threads()
 {
     auto store = opened("several_threads");
@@ -264,6 +289,7 @@ int main()
 {
     one_loop();
     left_early();
+    left_early_without_commits();
     several_threads();
     failures();
 }
