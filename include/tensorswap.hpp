@@ -12,7 +12,7 @@
  *     optimizer.add_parameter(7, "layer0", 1000000);
  *
  *     optimizer.swap_out_gradients(7, 0, tensorswap::const_tensor(gradient));
- *     for (auto& p : optimizer.step())                    // begins, reads ahead, writes behind, ends
+ *     for (auto& p : optimizer.step())                    // begins, reads ahead, ends
  *         update(p.state<float>(0), p.state<float>(1), p.gradient<float>());
  *     optimizer.commit();                                 // durable when this returns
  *
@@ -426,12 +426,12 @@ public:
     constexpr timeout(std::chrono::duration<Rep, Period> duration)
     {
         using std::chrono::nanoseconds;
-        using given = std::chrono::duration<Rep, Period>;
-        // Compared in floating point: hours::max() has no nanoseconds.
-        if (std::chrono::duration<double>(duration) >= std::chrono::duration<double>(nanoseconds::max()))
+        using seconds = std::chrono::duration<double>; // hours::max() has no nanoseconds
+        if (seconds(duration) >= seconds(nanoseconds::max()))
             count_ns_ = TSW_WAIT_FOREVER;
-        else if (duration > given::zero())
-            count_ns_ = static_cast<std::uint64_t>(std::chrono::ceil<nanoseconds>(duration).count());
+        else if (seconds(duration) > seconds::zero())
+            count_ns_ =
+                static_cast<std::uint64_t>(std::chrono::ceil<nanoseconds>(duration).count());
     }
     constexpr std::uint64_t count_ns() const noexcept { return count_ns_; }
 
@@ -501,8 +501,8 @@ public:
     {
         // A container that ends with the expression gives const elements when it is const; a view
         // does not.
-        static_assert(std::is_lvalue_reference_v<Range>
-                          || std::is_same_v<decltype(std::declval<const Range&>().data()), Element*>,
+        using of_const = decltype(std::declval<const Range&>().data());
+        static_assert(std::is_lvalue_reference_v<Range> || std::is_same_v<of_const, Element*>,
                       "a tensor does not keep the container that it points into");
     }
     basic_tensor(maybe_const<void>* data, std::uint64_t numel, dtype type) noexcept
@@ -683,8 +683,8 @@ private:
 /// Receives the library's log while it lives. One at a time for each process.
 class log {
 public:
-    /// `receive(log_level, std::string_view part_of_the_library, std::string_view line)` runs on any
-    /// thread, on several at once. It must not throw, wait, or free objects of the library.
+    /// `receive(log_level, std::string_view target, std::string_view line)` runs on any thread, on
+    /// several at once. It must not throw, wait, or free objects of the library.
     template <class Receive>
     static result<log> make(log_level level, Receive receive)
     {
@@ -1224,8 +1224,10 @@ private:
 ///
 /// Each turn of the loop waits for a parameter and gives it back at its end. Any number of threads
 /// may run such a loop over one step. Leaving the loop early (break, return, an exception) undoes
-/// the step; loops of other threads then end with cancelled. With the key `sync` at none a step
-/// cannot be undone once it has written: it stays open then.
+/// the step; loops of other threads then end with cancelled. Where it cannot be undone (the key
+/// `sync` at none, and what was before is no more) it stays open: another loop gets the parameters
+/// that are left, and `finish` ends it. One whose object is gone can only be left by freeing the
+/// optimizer.
 class [[nodiscard]] training_step {
 public:
     training_step(training_step&& other) noexcept

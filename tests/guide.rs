@@ -139,6 +139,14 @@ fn every_command_and_listing_of_the_guide_runs() {
         match (block.language.as_str(), block.name.as_str()) {
             ("sh", "cargo-c") => {} // installs_the_same_files
             ("sh", "cuda") if !has_cuda => common::skip("cuda", "CUDA_HOME is not set"),
+            ("sh", "cuda") => {
+                let output = shell(&block.text, work, &prefix).output().unwrap();
+                match output.status.code() {
+                    Some(0) => assert_eq!(output.stdout, b"7\n"),
+                    Some(77) => common::skip("cuda", "there is no GPU"),
+                    _ => panic!("{}", String::from_utf8_lossy(&output.stderr)),
+                }
+            }
             ("sh", place) => {
                 counts[0] += 1;
                 let directory = if place == "source" { root() } else { work };

@@ -1,4 +1,4 @@
-// A step as a loop: it ends with the loop, is undone when the loop is left, and is shared by threads.
+// A step as a loop: it ends with the loop, is undone when left, and is shared by threads.
 #include "expect.hpp"
 
 #include <atomic>
@@ -69,6 +69,8 @@ static void one_loop()
         update(p);
     }
     EXPECT(count == PARAMETERS && store.step_number() == 1);
+    store.commit();
+    EXPECT(store.stats().step_written_bytes == PARAMETERS / 2 * 20480); // those that were changed
     const std::uint64_t some[] = {1, 3};
     swap_out_gradients(store);
     for (auto& p : store.step(some)) {
@@ -117,6 +119,19 @@ static void left_early()
     }
     EXPECT(count == 10 && store.step_number() == 1 && all_are(store, -1));
 
+    // What another thread, or a later loop, makes of a step that was left: nothing.
+    swap_out_gradients(store);
+    {
+        auto step = store.begin_step();
+        for (auto& p : step) {
+            update(p);
+            break;
+        }
+        EXPECT(failure_of([&] { for (auto& p : step) update(p); }).code() == status::cancelled);
+        EXPECT(failure_of([&] { step.finish(); }).code() != status::ok);
+    }
+    EXPECT(store.step_number() == 1 && all_are(store, -1));
+
     // A step that nobody finished, and one that was aborted.
     swap_out_gradients(store);
     {
@@ -142,6 +157,31 @@ static void left_early()
         update(next);
     store.commit();
     EXPECT(store.step_number() == 2 && all_are(store, -2));
+}
+
+// Without a commit for each step there may be nothing to go back to: then the step goes on.
+static void left_early_without_commits()
+{
+    auto store = opened("uncommitted", "sync", "none");
+    for (int i = 0; i < 2; i++) {
+        swap_out_gradients(store);
+        for (auto& p : store.step())
+            update(p);
+    }
+    swap_out_gradients(store);
+    auto step = store.begin_step();
+    for (auto& p : step) {
+        update(p);
+        if (p.id() % 2 == 0)
+            break;
+    }
+    EXPECT(failure_of([&] { step.finish(); }).code() == status::busy);
+    EXPECT(failure_of([&] { step.abort(); }).code() == status::unsupported);
+    for (auto& p : step)
+        update(p);
+    step.finish();
+    store.commit();
+    EXPECT(store.step_number() == 3 && all_are(store, -3));
 }
 
 static void several_threads()
@@ -249,6 +289,7 @@ int main()
 {
     one_loop();
     left_early();
+    left_early_without_commits();
     several_threads();
     failures();
 }
