@@ -118,6 +118,7 @@ class Step:
         while not self._given_up and self._fetch(out):
             yield out[0]
             self.done(out[0])
+            out.clear()
 
     def _give_up(self, out: List[ParameterView]) -> None:
         """Leave a loop that did not see its end: nothing of the step is kept."""
