@@ -60,11 +60,9 @@ static void calls(const char *directory, int count)
     const char *path = "file";
     started = cpu_ns();
     for (int i = 0; i < count; i++) must(tsw_engine_swap_out(engine, &tensor, &path, 1, &tickets[i]));
-    printf("swap_out %g\n", (cpu_ns() - started) / count);
     must(tsw_engine_wait_all(engine, TSW_WAIT_FOREVER));
-    started = cpu_ns();
     for (int i = 0; i < count; i++) must(tsw_ticket_wait(engine, tickets[i], TSW_WAIT_FOREVER, NULL));
-    printf("wait %g\n", (cpu_ns() - started) / count);
+    printf("swap_out+wait %g\n", (cpu_ns() - started) / count);
     started = cpu_ns();
     for (int i = 0; i < count; i++) must(tsw_engine_get_stats(engine, &stats));
     printf("stats %g\n", (cpu_ns() - started) / count);

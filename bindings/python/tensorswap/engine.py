@@ -31,8 +31,8 @@ from tensorswap.dtype import DTypeLike
 from tensorswap.errors import BadTicketError, Error, ForkedError, InvalidArgumentError, ShutDownError, TimedOutError
 from tensorswap.memory import describe
 from tensorswap.stats import EngineStats, stats_of
-from tensorswap.tensor import KEEP_LENGTH, Path, TensorLike, TensorList, path_bytes
-from tensorswap.ticket import Completion, Ticket
+from tensorswap.tensor import KEEP_LENGTH, Path, TensorLike, TensorList, path_list
+from tensorswap.ticket import Completion, Ticket, Untold
 
 _ERR_BAD_TICKET, _ERR_BUSY = -4, -20
 _NONE_FAILED = 2**64 - 1
@@ -42,9 +42,11 @@ _COMPLETION_SIZE = ffi.sizeof("tsw_completion")
 #: Reads what comes before the message of a tsw_completion at once.
 _COMPLETION_FIELDS = struct.Struct("=IiiIQQQQQ").unpack_from
 # Types that are made for every request, so that their names are read once.
-_TENSOR, _TEXT, _PATH, _TICKET = map(ffi.typeof, ("tsw_tensor *", "char[]", "char *[1]", "tsw_ticket *"))
+_TENSOR, _TICKET = ffi.typeof("tsw_tensor *"), ffi.typeof("tsw_ticket *")
 _COMPLETION, _COMPLETIONS = map(ffi.typeof, ("tsw_completion *", f"tsw_completion[{_POLL_BATCH}]"))
 _LENGTH = ffi.typeof("size_t *")
+#: Makes a named tuple at a third of the price of calling its class.
+_new_completion = tuple.__new__
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
@@ -60,7 +62,8 @@ class Engine:
     """
 
     def __init__(self, config: ConfigLike = None, **keys: Any) -> None:
-        self._lock = threading.Lock()
+        # Reentrant: the garbage collector may run a program's code, which may use the engine, anywhere.
+        self._lock = threading.RLock()
         self._pending: Dict[int, Ticket] = {}
         # Completions that another thread took before their ticket was entered in `_pending`.
         self._early: Dict[int, Completion] = {}
@@ -129,23 +132,35 @@ class Engine:
         path: Path,
         keep: Any,
     ) -> Ticket:
-        name = path_bytes(path)
+        name, paths, _text = path_list(path)
         try:
             tensor = ffi.new(_TENSOR, (pointer, numel, kind, flags, offset, tag))
         except OverflowError:
             raise InvalidArgumentError(f"offset {offset} or tag {tag} is not a number of 64 bits") from None
-        c_name = ffi.new(_TEXT, name)
         out = ffi.new(_TICKET)
-        status = function(self._live(), tensor, ffi.new(_PATH, (c_name,)), 1, out)
-        if status < 0:
-            raise failure(status, os.fsdecode(name))
-        return self._enter(out[0], keep, (name,))
+        try:
+            status = function(self._live(), tensor, paths, 1, out)
+            if status < 0:
+                raise failure(status, os.fsdecode(name))
+            return self._enter(out[0], keep, (name,))
+        except BaseException:
+            self._keep_started(out[0], keep, (name,))
+            raise
 
     def _submit_many(self, function: Any, tensors: Iterable[TensorLike], writable: bool) -> Ticket:
         listed = TensorList(tensors, writable)
         out = ffi.new("tsw_ticket *")
-        check(function(self._live(), listed.array, listed.paths, listed.count, out))
-        return self._enter(out[0], listed.keep, listed.names)
+        try:
+            check(function(self._live(), listed.array, listed.paths, listed.count, out))
+            return self._enter(out[0], listed.keep, listed.names)
+        except BaseException:
+            self._keep_started(out[0], listed.keep, listed.names)
+            raise
+
+    def _keep_started(self, ticket_id: int, keep: Any, names: Sequence[bytes]) -> None:
+        """Note a request whose start a signal interrupted: its memory must be kept all the same."""
+        if ticket_id != 0:
+            self._pending.setdefault(ticket_id, Ticket(self, ticket_id, keep, names))
 
     def _enter(self, ticket_id: int, keep: Any, names: Sequence[bytes]) -> Ticket:
         """Make the ticket, and note it until its completion is delivered."""
@@ -182,31 +197,43 @@ class Engine:
 
         Their tickets are then done. Call it when `fileno()` is readable.
         """
-        count = 0
+        count: int = 0
         array = ffi.new(_COMPLETIONS)
         length = ffi.new(_LENGTH)
         content = ffi.buffer(array)
         while True:
             with self._lock:
                 array[0].struct_size = _COMPLETION_SIZE
-                check(lib.tsw_ticket_poll(self._live(), array, _POLL_BATCH, length))
-                taken = int(length[0])
-                for index in range(taken):
-                    self._deliver(array, content, index)
-            count += taken
-            if taken < _POLL_BATCH:
+                length[0] = 0
+                try:
+                    check(lib.tsw_ticket_poll(self._live(), array, _POLL_BATCH, length))
+                    self._deliver(array, content, length[0])
+                except BaseException:  # a signal; what was taken must not be lost
+                    self._deliver(array, content, length[0])
+                    raise
+            count += length[0]
+            if length[0] < _POLL_BATCH:
                 return count
 
-    def _deliver(self, array: Any, content: Any, index: int) -> None:
-        """Hand a completion to its ticket, or keep it for the thread that is about to make the ticket."""
-        ticket_id, completion = _completion_of(array, content, index)
-        ticket = self._pending.pop(ticket_id, None)
-        if ticket is None:
-            self._early[ticket_id] = completion
-            ticket = self._pending.pop(ticket_id, None)
-            if ticket is None or self._early.pop(ticket_id, None) is None:
-                return  # it comes, or has seen it
-        self._settle(ticket, completion)
+    def _deliver(self, array: Any, content: Any, taken: int) -> None:
+        """Hand completions to their tickets, or keep one for the thread that is about to make the ticket.
+
+        Called once more where a signal interrupts it: those that were handed over have ticket 0 then.
+        """
+        for index in range(taken):
+            ticket_id, completion = _completion_of(array, content, index)
+            if ticket_id == 0:
+                continue
+            ticket = self._pending.get(ticket_id)
+            if ticket is None:
+                self._early[ticket_id] = completion
+                ticket = self._pending.get(ticket_id)
+                if ticket is None or self._early.pop(ticket_id, None) is None:
+                    ticket = None  # it comes, or has seen it
+            if ticket is not None:
+                self._settle(ticket, completion)
+                self._pending.pop(ticket_id, None)
+            array[index].ticket = 0
 
     def fileno(self) -> int:
         """The descriptor that is readable while a completion waits to be delivered.
@@ -220,6 +247,8 @@ class Engine:
 
     def _settle(self, ticket: Ticket, completion: Completion) -> None:
         """Note how a request ended, and let go of its memory."""
+        if completion.status < 0 and ticket._untold is None:
+            ticket._untold = Untold(completion.message)
         ticket._completion = completion
         ticket._keep = None
         for loop, future in ticket._futures:
@@ -232,14 +261,17 @@ class Engine:
             if ticket._completion is not None:
                 return ticket._completion
             result.struct_size = _COMPLETION_SIZE
-            status = lib.tsw_ticket_wait(self._live(), ticket.id, slice_ns(deadline), result)
-            if result.ticket == ticket.id:
-                completion = _completion_of(result, ffi.buffer(result), 0)[1]
-                if status < 0:
-                    completion = completion._replace(message=last_error()[0])
-                self._pending.pop(ticket.id, None)
-                self._settle(ticket, completion)
-                return completion
+            try:
+                status = lib.tsw_ticket_wait(self._live(), ticket.id, slice_ns(deadline), result)
+                if result.ticket == ticket.id:
+                    completion = self._take(ticket, result)
+                    if status < 0:  # whole, where the completion has but the end of a long path
+                        completion = ticket._completion = completion._replace(message=last_error()[0])
+                    return completion
+            except BaseException:
+                if result.ticket == ticket.id:  # a signal; a completion is told but once
+                    self._take(ticket, result)
+                raise
             if status == _ERR_BAD_TICKET:
                 # Another thread was told of it: it noted that under this lock.
                 with self._lock:
@@ -252,6 +284,13 @@ class Engine:
                 raise TimedOutError(f"request {ticket.id:#x} is not over after {timeout} s")
             if status == _ERR_BUSY:  # another thread waits for this ticket, and will note what it hears
                 time.sleep(0.001)
+
+    def _take(self, ticket: Ticket, result: Any) -> Completion:
+        """Note how a request ended that was waited for."""
+        _ticket_id, completion = _completion_of(result, ffi.buffer(result), 0)
+        self._settle(ticket, completion)
+        self._pending.pop(ticket.id, None)
+        return completion
 
     def _cancel(self, ticket: Ticket) -> None:
         if ticket._completion is None:
@@ -397,7 +436,7 @@ def _completion_of(array: Any, content: Any, index: int) -> Tuple[int, Completio
         content, index * _COMPLETION_SIZE
     )
     if status == 0:
-        return ticket_id, Completion(0, 0, None, moved, elapsed, tag, "")
+        return ticket_id, _new_completion(Completion, (0, 0, None, moved, elapsed, tag, ""))
     failed_index = None if failed == _NONE_FAILED else failed
     message = text_of(array[index].message)
     return ticket_id, Completion(status, os_error, failed_index, moved, elapsed, tag, message)
@@ -426,7 +465,7 @@ def _close_all() -> None:
 def _renew_locks() -> None:
     """In the child of a fork: another thread of the parent may have held them."""
     for engine in list(_engines):
-        engine._lock = threading.Lock()
+        engine._lock = threading.RLock()
 
 
 atexit.register(_close_all)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Iterable, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple, Union
 
 from tensorswap._library import ffi
 from tensorswap.dtype import DTypeLike
@@ -43,6 +43,28 @@ def path_bytes(path: Path) -> bytes:
     if b"\0" in name:
         raise InvalidArgumentError(f"a path cannot hold a NUL: {path!r}")
     return name
+
+
+_PATHS_MAX = 4096
+_TEXT, _PATH = ffi.typeof("char[]"), ffi.typeof("char *[1]")
+_paths: Dict[str, Tuple[bytes, Any, Any]] = {}
+
+
+def path_list(path: Path) -> Tuple[bytes, Any, Any]:
+    """A path, the list of C that has it alone, and what that list leads to.
+
+    Training swaps the same files in every step, so the last ones are remembered.
+    """
+    found = _paths.get(path) if type(path) is str else None
+    if found is None:
+        name = path_bytes(path)
+        text = ffi.new(_TEXT, name)
+        found = (name, ffi.new(_PATH, (text,)), text)
+        if type(path) is str:
+            if len(_paths) >= _PATHS_MAX:
+                _paths.clear()
+            _paths[path] = found
+    return found
 
 
 class TensorList:

@@ -29,6 +29,25 @@ class Completion(NamedTuple):
     message: str
 
 
+class Untold:
+    """A failure that nobody heard of yet; it goes to the log where nobody ever does.
+
+    Only tickets that failed have one: a `__del__` of tickets would cost every request its call.
+    """
+
+    __slots__ = ("message", "told")
+
+    def __init__(self, message: str) -> None:
+        self.message = message
+        self.told = False
+
+    def __del__(self) -> None:
+        if not self.told:
+            import logging
+
+            logging.getLogger("tensorswap").error("nobody waited for a request that failed: %s", self.message)
+
+
 class Ticket:
     """One request under way.
 
@@ -42,7 +61,7 @@ class Ticket:
 
     # What most tickets never change, so that making one costs little.
     _completion: Optional[Completion] = None
-    _told = False
+    _untold: Optional[Untold] = None
     #: Pairs of event loop and future to be woken.
     _futures: Tuple[Any, ...] = ()
 
@@ -63,7 +82,6 @@ class Ticket:
         completion = self._completion
         if completion is None:
             completion = self._engine._wait(self, timeout)
-        self._told = True
         if completion.status < 0:
             raise self._error(completion)
         return completion
@@ -79,7 +97,6 @@ class Ticket:
         completion = self._completion
         if completion is None or completion.status >= 0:
             return None
-        self._told = True
         return self._error(completion)
 
     def cancel(self) -> None:
@@ -100,14 +117,9 @@ class Ticket:
         state = "under way" if completion is None else "failed" if completion.status < 0 else "done"
         return f"<tensorswap.Ticket {self.id:#x} {state}>"
 
-    def __del__(self) -> None:
-        completion = getattr(self, "_completion", None)
-        if completion is not None and completion.status < 0 and not self._told:
-            import logging
-
-            logging.getLogger("tensorswap").error("nobody waited for a request that failed: %s", completion.message)
-
     def _error(self, completion: Completion) -> Error:
+        if self._untold is not None:
+            self._untold.told = True
         index = completion.failed_index
         path = None
         if index is not None and index < len(self._paths):

@@ -320,7 +320,6 @@ def test_a_view_that_is_out_keeps_a_closed_optimizer(engine: Engine, tmp_path: P
     array[:] = 7
     assert array.sum() == 7 * SIZES[20]
     del array, view
-    optimizer._views.clear()
     opened(engine, tmp_path).close()
 
 
@@ -404,6 +403,20 @@ def test_a_damaged_record_is_a_checksum_error_and_the_step_is_undone(engine: Eng
         assert (found == np.arange(1000)).all()
         with pytest.raises(OSError):
             optimizer.swap_in_state(20)
+        with pytest.raises(tensorswap.CancelledError) as raised, optimizer.step() as step:
+            thread = threading.Thread(target=lambda: [None for _parameter in swallow(step)])
+            thread.start()
+            thread.join()
+        assert isinstance(raised.value.__cause__, tensorswap.ChecksumError)
+        assert optimizer.step_number == 0
+
+
+def swallow(step: Any) -> Any:
+    """Loops over a step in a thread, whose exceptions pytest would report."""
+    try:
+        yield from step
+    except tensorswap.ChecksumError:
+        pass
 
 
 KILLED = """
