@@ -63,7 +63,7 @@ impl BenchReport {
         // Writing to a string cannot fail.
         let _ = writeln!(
             text,
-            "engine {} ({}), {} at once of up to {}; {direct}; {} memory, {locked}",
+            "engine {} ({}), {} at once of up to {}; {direct}; memory {}, {locked}",
             text_of("version"),
             text_of("backend"),
             number("queue_depth"),
@@ -90,12 +90,12 @@ impl BenchReport {
     }
 }
 
-/// A kind of page in words.
+/// Where memory lies, in words.
 fn pages_text(name: &str) -> &'static str {
     match name {
-        "hugetlb" => "reserved huge pages of",
-        "transparent" => "transparent huge pages of",
-        _ => "4 KiB pages of",
+        "hugetlb" => "in reserved huge pages",
+        "transparent" => "in transparent huge pages",
+        _ => "not all in huge pages",
     }
 }
 

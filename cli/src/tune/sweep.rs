@@ -27,6 +27,8 @@ const FINALISTS: usize = 4;
 const FINAL_ROUNDS: usize = 5;
 /// What is less better than this is as good as the defaults.
 const GAIN_MIN: f64 = 1.03;
+/// A drive on which one setting is so much faster at one time than at another is in use elsewhere.
+const UNSTEADY: f64 = 1.5;
 /// Threads take about twice the CPU: they are worth it from this gain over io_uring on.
 const THREADS_GAIN_MIN: f64 = 1.1;
 
@@ -84,14 +86,29 @@ pub(super) fn measure(options: &Options) -> Result<Found, Failure> {
     }
     cells.iter_mut().for_each(Cell::settle);
     let finalists = finals_of(&cells, defaults, &mut benches, &progress)?;
-    let is_direct = benches.iter().all(|(_, bench)| bench.files.is_direct);
-    let mut notes = machine.notes;
-    if !is_direct {
-        notes.push("no direct I/O on this file system: memory was measured as well".to_owned());
-    }
+    let notes = notes_of(machine.notes, &benches, &finalists);
     Ok(found(
         options, bytes, rounds, notes, cells, finalists, defaults,
     ))
+}
+
+/// What is to be known about the figures.
+fn notes_of(mut notes: Vec<String>, benches: &[(bool, Bench)], finalists: &[Cell]) -> Vec<String> {
+    if !benches.iter().all(|(_, bench)| bench.files.is_direct) {
+        notes.push("no direct I/O on this file system: memory was measured as well".to_owned());
+    }
+    let is_huge = |bench: &Bench| bench.field.pages() != PageKind::Base;
+    if benches.iter().any(|(huge, bench)| *huge && !is_huge(bench)) {
+        notes.push("memory was too scattered for all of it to lie in huge pages".to_owned());
+    }
+    let variation = finalists.iter().map(Cell::variation).fold(1.0, f64::max);
+    if variation > UNSTEADY {
+        notes.push(format!(
+            "one and the same setting varied by a factor of {variation:.1}: something else uses \
+             the drive; try again when it is quiet, or with more --seconds"
+        ));
+    }
+    notes
 }
 
 fn found(
