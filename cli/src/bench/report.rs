@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::drive::Kind;
 use crate::output::{BAD, BOLD, DOUBTFUL, FAINT, GOOD, styled, table};
-use crate::sizes::{shown, shown_speed};
+use crate::sizes::{shown, shown_speed, to_u64};
 
 /// The whole report.
 #[derive(Debug, Serialize)]
@@ -109,7 +109,7 @@ impl Row {
         };
         vec![
             format!("{} {}", self.size, self.kind.name()),
-            format!("{} × {}", self.files_count, shown(self.file_bytes as u64)),
+            format!("{} × {}", self.files_count, shown(to_u64(self.file_bytes))),
             shown_speed(self.raw_bytes_per_second),
             shown_speed(self.engine_bytes_per_second),
             styled(style, &ratio),

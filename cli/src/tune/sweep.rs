@@ -13,7 +13,7 @@ use crate::drive::{
 use crate::failure::Failure;
 use crate::progress::Progress;
 use crate::scratch::Scratch;
-use crate::sizes::as_f64;
+use crate::sizes::{as_f64, to_u64};
 
 /// The files that are moved.
 const FILES: usize = 8;
@@ -67,14 +67,14 @@ pub(super) fn measure(options: &Options) -> Result<Found, Failure> {
     let mut cells: Vec<Cell> = settings.into_iter().map(Cell::new).collect();
     let mut rounds = 0;
     let finals = (FINALISTS + 2) * FINAL_ROUNDS;
-    let progress = Progress::of_parts((cells.len() + finals) as u64);
+    let progress = Progress::of_parts(to_u64(cells.len() + finals));
     let mut last_round_seconds = 0.0;
     while rounds == 0
         || started.elapsed().as_secs_f64() + last_round_seconds < ROUNDS_SHARE * options.seconds
     {
         let round_started = Instant::now();
         if rounds > 0 {
-            progress.extend(cells.len() as u64);
+            progress.extend(to_u64(cells.len()));
         }
         for cell in &mut cells {
             progress.say(cell.setting.text());
@@ -205,7 +205,7 @@ fn measured_bytes(
         bench.turn(&mut engine, kind, Verify::No)?;
     }
     let bytes_per_second = 3.0 * as_f64(options.size) / started.elapsed().as_secs_f64();
-    let seconds_each = FIRST_SHARE * options.seconds / (3.0 * as_f64(cells_count as u64));
+    let seconds_each = FIRST_SHARE * options.seconds / (3.0 * as_f64(to_u64(cells_count)));
     // A share of the size in 64ths, which needs no conversion of numbers with fractions.
     let share = bytes_per_second * seconds_each / as_f64(options.size) * 64.0;
     let parts = (1..=64_u32).rev().find(|part| f64::from(*part) <= share);
@@ -233,8 +233,8 @@ fn measure_cell(
 impl Bench {
     fn new(scratch: &Scratch, huge: bool, bytes: u64) -> Result<Bench, Failure> {
         let policy = if huge { Policy::Prefer } else { Policy::Off };
-        let file_bytes = (bytes / FILES as u64).next_multiple_of(4096);
-        let field = Field::new(file_bytes * FILES as u64, policy)?;
+        let file_bytes = (bytes / to_u64(FILES)).next_multiple_of(4096);
+        let field = Field::new(file_bytes * to_u64(FILES), policy)?;
         let name = format!("{}-pages", if huge { "huge" } else { "base" });
         let len = usize::try_from(file_bytes)
             .map_err(|_| Failure::wrong("more than this machine can address"))?;
