@@ -6,8 +6,9 @@ use clap::{Parser, Subcommand};
 use crate::failure::{Failure, Outcome};
 use crate::{bench, doctor, inspect, man, output, plan, tune};
 
-/// How every command ends; part of the help and of the manual.
-const EXIT_STATUS: &str = "\
+/// How every command ends: a title, a line for each status, and a remark. Part of the help and of
+/// every page of the manual.
+pub(crate) const EXIT_STATUS: &str = "\
 Exit status:
   0  all is well
   1  what was looked at is not: doctor found a problem, a store is damaged, data came back wrong

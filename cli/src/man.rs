@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory};
 use clap_complete::Shell;
 
-use crate::arguments::Arguments;
+use crate::arguments::{Arguments, EXIT_STATUS};
 use crate::failure::{Failure, Outcome};
 use crate::output;
 
@@ -46,10 +46,35 @@ pub(crate) fn pages(options: &ManOptions) -> Result<Outcome, Failure> {
             .get_display_name()
             .unwrap_or("tensorswap")
             .to_owned();
-        let mut page = Vec::new();
-        clap_mangen::Man::new(command).date("").render(&mut page)?;
+        let page = page_of(command)?;
         let path = options.directory.join(format!("{name}.1"));
         std::fs::write(&path, page).map_err(Failure::at("write", &path))?;
     }
     Ok(Outcome::Well)
+}
+
+/// One page. How runs end is a section of its own, on every page.
+fn page_of(command: clap::Command) -> Result<Vec<u8>, Failure> {
+    let has_commands = command.get_subcommands().next().is_some();
+    let man = clap_mangen::Man::new(command).date("");
+    let mut page = Vec::new();
+    man.render_title(&mut page)?;
+    man.render_name_section(&mut page)?;
+    man.render_synopsis_section(&mut page)?;
+    man.render_description_section(&mut page)?;
+    man.render_options_section(&mut page)?;
+    if has_commands {
+        man.render_subcommands_section(&mut page)?;
+    }
+    page.extend_from_slice(b".SH \"EXIT STATUS\"\n");
+    for line in EXIT_STATUS.lines().skip(1) {
+        let line = line.trim_start();
+        let entry = match line.split_once("  ") {
+            Some((status, meaning)) => format!(".TP\n.B {status}\n{meaning}\n"),
+            None => format!(".PP\n{line}\n"),
+        };
+        page.extend_from_slice(entry.as_bytes());
+    }
+    man.render_version_section(&mut page)?;
+    Ok(page)
 }

@@ -50,6 +50,12 @@ pub(crate) fn positive(text: &str) -> Result<f64, String> {
     }
 }
 
+/// A length in memory as bytes of a file.
+pub(crate) fn to_u64(len: usize) -> u64 {
+    // `usize` is at most 64 bits on every target with io_uring.
+    u64::try_from(len).unwrap_or(u64::MAX)
+}
+
 /// For arithmetic on figures; the last bits of sizes beyond 8 PiB go.
 pub(crate) fn as_f64(number: u64) -> f64 {
     number as f64

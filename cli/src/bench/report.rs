@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::drive::Kind;
 use crate::output::{BAD, BOLD, DOUBTFUL, FAINT, GOOD, styled, table};
-use crate::sizes::{shown, shown_speed};
+use crate::sizes::{shown, shown_speed, to_u64};
 
 /// The whole report.
 #[derive(Debug, Serialize)]
@@ -63,7 +63,7 @@ impl BenchReport {
         // Writing to a string cannot fail.
         let _ = writeln!(
             text,
-            "engine {} ({}), {} at once of up to {}; {direct}; {} memory, {locked}",
+            "engine {} ({}), {} at once of up to {}; {direct}; memory {}, {locked}",
             text_of("version"),
             text_of("backend"),
             number("queue_depth"),
@@ -90,12 +90,12 @@ impl BenchReport {
     }
 }
 
-/// A kind of page in words.
+/// Where memory lies, in words.
 fn pages_text(name: &str) -> &'static str {
     match name {
-        "hugetlb" => "reserved huge pages of",
-        "transparent" => "transparent huge pages of",
-        _ => "4 KiB pages of",
+        "hugetlb" => "in reserved huge pages",
+        "transparent" => "in transparent huge pages",
+        _ => "not all in huge pages",
     }
 }
 
@@ -109,7 +109,7 @@ impl Row {
         };
         vec![
             format!("{} {}", self.size, self.kind.name()),
-            format!("{} × {}", self.files_count, shown(self.file_bytes as u64)),
+            format!("{} × {}", self.files_count, shown(to_u64(self.file_bytes))),
             shown_speed(self.raw_bytes_per_second),
             shown_speed(self.engine_bytes_per_second),
             styled(style, &ratio),

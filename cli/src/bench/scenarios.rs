@@ -11,6 +11,7 @@ use crate::drive::{
 use crate::failure::Failure;
 use crate::progress::Progress;
 use crate::scratch::Scratch;
+use crate::sizes::{as_f64, to_u64};
 
 /// Bytes of a small file.
 const SMALL_BYTES: usize = 64 << 10;
@@ -37,8 +38,8 @@ pub(super) fn measure(options: &Options, config: &Config) -> Result<BenchReport,
     let (small, file_len) = (as_len(options.small)?, as_len(options.file_size)?);
     let large = as_len(options.size / options.file_size)?;
     let large_bytes = large * file_len;
-    let field_bytes = large_bytes.max(small * SMALL_BYTES) as u64;
-    check_space(&options.path, (large_bytes + small * SMALL_BYTES) as u64)?;
+    let field_bytes = to_u64(large_bytes.max(small * SMALL_BYTES));
+    check_space(&options.path, to_u64(large_bytes + small * SMALL_BYTES))?;
     let engine_options = EngineOptions::from_config(config)?;
     let scratch = Scratch::new(&options.path)?;
     // Each scenario takes its files once unmeasured, and each round moves and compares them.
@@ -93,7 +94,7 @@ impl Scenario {
         progress: &Progress,
     ) -> Result<(), Failure> {
         for (index, kind) in Kind::ALL.into_iter().enumerate() {
-            let engine_first = (round + index as u64) % 2 == 1;
+            let engine_first = (round + to_u64(index)) % 2 == 1;
             for is_engine in [engine_first, !engine_first] {
                 progress.say(format!(
                     "{} {}, round {} of {rounds}",
@@ -125,7 +126,7 @@ impl Scenario {
                     .collect(),
             )
         };
-        let gib = self.files.total_bytes() as f64 / crate::sizes::GIB;
+        let gib = as_f64(to_u64(self.files.total_bytes())) / crate::sizes::GIB;
         let cpu = |samples: &[Sample]| {
             median(
                 samples

@@ -15,6 +15,7 @@ use super::files::FileSet;
 use super::measure::{Kind, Mover};
 use super::ring::Direction;
 use crate::failure::Failure;
+use crate::sizes::to_u64;
 
 /// Files up to this length go into one list, larger ones into a request each.
 const LIST_FILE_BYTES_MAX: usize = 256 << 10;
@@ -35,7 +36,7 @@ impl EngineMover {
     pub(crate) fn new(config: &Config, field: &Field) -> Result<EngineMover, Failure> {
         let engine = Engine::new(config)?;
         let register = |area: Area| -> Result<Buffer, Failure> {
-            let len_bytes = area.len() as u64;
+            let len_bytes = to_u64(area.len());
             // SAFETY: the field is kept as long as the engine.
             Ok(unsafe { engine.register_buffer(area.as_ptr(), len_bytes, None) }?)
         };
@@ -65,7 +66,7 @@ impl EngineMover {
                 let part = area.part(index, files.file_bytes);
                 // SAFETY: the memory outlives the request, which is waited for, and nothing else
                 // touches it meanwhile.
-                unsafe { Tensor::new(part.as_ptr(), files.file_bytes as u64, Dtype::Bytes) }
+                unsafe { Tensor::new(part.as_ptr(), to_u64(files.file_bytes), Dtype::Bytes) }
             })
             .collect::<Result<Vec<_>, _>>()
             .map_err(io::Error::other)?;

@@ -12,7 +12,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tensorswap::sys;
 
 use crate::failure::Failure;
-use crate::sizes::shown;
+use crate::sizes::{shown, to_u64};
 
 /// Some files of one length, in a directory of their own.
 #[derive(Debug)]
@@ -107,7 +107,7 @@ fn open(path: &Path, is_direct: bool) -> std::io::Result<File> {
 
 /// Reserves space, where the file system can.
 fn reserve(file: &File, path: &Path, file_bytes: usize) -> Result<(), Failure> {
-    let len_bytes = file_bytes as u64;
+    let len_bytes = to_u64(file_bytes);
     match sys::allocate(file.as_fd(), 0, len_bytes) {
         Ok(()) => Ok(()),
         Err(libc::EOPNOTSUPP) => file.set_len(len_bytes).map_err(Failure::at("extend", path)),

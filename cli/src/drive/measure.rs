@@ -11,6 +11,7 @@ use super::figures::cpu_seconds;
 use super::files::FileSet;
 use super::ring::Direction;
 use crate::failure::Failure;
+use crate::sizes::{as_f64, to_u64};
 
 /// What is done with the files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -90,7 +91,7 @@ pub(crate) fn turn(
         field
             .source
             .part(index, bytes)
-            .stamp(stamp << 16 | index as u64);
+            .stamp(stamp << 16 | to_u64(index));
     }
     clear(field, files, read.clone());
     if !files.is_direct {
@@ -114,7 +115,7 @@ pub(crate) fn turn(
         compare(field, files, written, "a file is not as it was written")?;
     }
     Ok(Sample {
-        bytes_per_second: files.total_bytes() as f64 / seconds,
+        bytes_per_second: as_f64(to_u64(files.total_bytes())) / seconds,
         cpu_seconds,
     })
 }

@@ -15,7 +15,7 @@ use super::raw::RawMover;
 use crate::failure::Failure;
 use crate::progress::Progress;
 use crate::scratch::Scratch;
-use crate::sizes::shown;
+use crate::sizes::{shown, to_u64};
 
 /// The files that are moved.
 const FILES: usize = 8;
@@ -44,15 +44,15 @@ pub(crate) struct Speeds {
 /// `Refused` where files cannot be made there.
 pub(crate) fn measure_speeds(place: &Path, total_bytes: u64) -> Result<Speeds, Failure> {
     let scratch = Scratch::new(place)?;
-    let file_bytes = (total_bytes / FILES as u64).next_multiple_of(4096);
+    let file_bytes = (total_bytes / to_u64(FILES)).next_multiple_of(4096);
     let file_len = usize::try_from(file_bytes)
         .map_err(|_| Failure::wrong("more than this machine can address"))?;
-    check_space(place, file_bytes * FILES as u64)?;
+    check_space(place, file_bytes * to_u64(FILES))?;
     let files = FileSet::make(scratch.path(), "files", FILES, file_len)?;
     let alignment = files
         .first()
         .and_then(|file| sys::statx_dio(file.as_fd()).ok().flatten());
-    let mut field = Field::new(file_bytes * FILES as u64, Policy::Prefer)?;
+    let mut field = Field::new(file_bytes * to_u64(FILES), Policy::Prefer)?;
     let (mut mover, mut checker) = (RawMover::new(&field), RawMover::new(&field));
     let progress = Progress::of_parts(1 + ROUNDS * 3);
     progress.say("measuring the drive");
@@ -62,7 +62,7 @@ pub(crate) fn measure_speeds(place: &Path, total_bytes: u64) -> Result<Speeds, F
     let mut samples: [Vec<f64>; 3] = Default::default();
     for round in 0..ROUNDS {
         for (index, kind) in (0..).zip(Kind::ALL) {
-            let stamp = 1 + round * 3 + index as u64;
+            let stamp = 1 + round * 3 + to_u64(index);
             let sample = turn(
                 &mut mover,
                 Some(&mut checker),

@@ -5,6 +5,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Mutex, PoisonError};
 
 use super::ring::{Direction, Transfer};
+use crate::sizes::to_u64;
 
 /// Threads, and so transfers in flight.
 const THREADS: usize = 16;
@@ -45,7 +46,7 @@ impl ThreadLoop {
                 .map(|outcome| outcome.unwrap_or_else(|_| Err(Error::other("a thread panicked"))))
                 .collect()
         });
-        self.depth_peak = self.depth_peak.max(threads as u64);
+        self.depth_peak = self.depth_peak.max(to_u64(threads));
         outcomes.into_iter().collect()
     }
 }
@@ -55,7 +56,7 @@ fn move_one(transfer: &Transfer) -> Result<()> {
     let file = unsafe { BorrowedFd::borrow_raw(transfer.file) };
     let mut done = 0;
     while done < transfer.len {
-        let offset = (transfer.file_offset + done) as u64;
+        let offset = to_u64(transfer.file_offset + done);
         let address = transfer.address.wrapping_add(done);
         // SAFETY: the memory belongs to this transfer until the loop is over.
         let rest = unsafe { std::slice::from_raw_parts_mut(address, transfer.len - done) };

@@ -24,7 +24,7 @@ use report::{StoreReport, text_of};
 /// no store, or one in a version of the format that is not known here, it is 3.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// The store: a directory rank<N>, or the one that holds several
+    /// The store: a directory rankN, or the one that holds several
     store: PathBuf,
     /// Read all that was committed, and compare the checksums
     #[arg(long)]

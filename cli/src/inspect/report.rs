@@ -9,7 +9,7 @@ use tensorswap::store::StoreReader;
 use super::usage::Usage;
 use super::verify::Verified;
 use crate::output::{BAD, BOLD, DOUBTFUL, GOOD, shown_path, styled, table};
-use crate::sizes::{grouped, shown};
+use crate::sizes::{grouped, shown, to_u64};
 
 /// All that there is to tell.
 #[derive(Debug, Serialize)]
@@ -138,7 +138,7 @@ pub(crate) fn text_of(report: &StoreReport, limit: usize) -> String {
             ),
         });
     line("states", &states.collect::<Vec<_>>().join(", "));
-    let count = report.parameters.len() as u64;
+    let count = to_u64(report.parameters.len());
     let elements = grouped(report.elements_count);
     line(
         "parameters",
@@ -146,7 +146,7 @@ pub(crate) fn text_of(report: &StoreReport, limit: usize) -> String {
     );
     line("data", &shown(report.data_bytes));
     line("log", &log_text(report));
-    line("user data", &shown(report.user_data_bytes as u64));
+    line("user data", &shown(to_u64(report.user_data_bytes)));
     let (version, identity) = (report.format_version, &report.identity);
     line("format", &format!("version {version}, store {identity}"));
     if let Some(verified) = &report.verified {

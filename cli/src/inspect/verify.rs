@@ -8,6 +8,7 @@ use tensorswap::store::StoreReader;
 use super::is_damage;
 use crate::failure::Failure;
 use crate::progress::Progress;
+use crate::sizes::to_u64;
 
 /// BOUND: how often a store that is written to meanwhile is looked at again.
 const PASSES_MAX: u32 = 8;
@@ -84,13 +85,13 @@ pub(crate) fn verify(
             }
         }
         if left.is_empty() || pass == PASSES_MAX {
-            verified.unsettled_count = left.len() as u64;
+            verified.unsettled_count = to_u64(left.len());
             break;
         }
     }
     let unchecked = reader
         .parameters()
         .filter(|parameter| parameter.generation > 0 && !parameter.is_checked);
-    verified.unchecked_count = unchecked.count() as u64;
+    verified.unchecked_count = to_u64(unchecked.count());
     Ok((reader, verified))
 }

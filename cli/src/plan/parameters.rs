@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use safetensors::tensor::Metadata;
 
 use crate::failure::Failure;
+use crate::sizes::to_u64;
 
 /// BOUND: more parameters than a store of any use has; each takes memory here.
 const PARAMETERS_MAX: u64 = 10_000_000;
@@ -123,7 +124,7 @@ fn read_safetensors(path: &Path) -> Result<Vec<Group>, Failure> {
     // Checks offsets against shapes and types.
     let metadata: Metadata =
         serde_json::from_slice(&header).map_err(|error| foreign(&error.to_string()))?;
-    let expected = header_bytes + 8 + metadata.data_len() as u64;
+    let expected = header_bytes + 8 + to_u64(metadata.data_len());
     if expected != status.len() {
         let len_bytes = status.len();
         let why = format!("it has {len_bytes} bytes, and its header describes {expected}");
@@ -134,7 +135,7 @@ fn read_safetensors(path: &Path) -> Result<Vec<Group>, Failure> {
     names.sort();
     let numels = names.into_iter().map(|name| tensors[name].shape.iter());
     // The product was checked with the header. Tensors without elements are no parameters.
-    let numels = numels.map(|shape| shape.map(|length| *length as u64).product::<u64>());
+    let numels = numels.map(|shape| shape.map(|length| to_u64(*length)).product::<u64>());
     let groups = numels
         .filter(|numel| *numel > 0)
         .map(|numel| Group { numel, count: 1 });

@@ -124,6 +124,16 @@ impl Cell {
         }
     }
 
+    /// How far apart its samples of one kind lie: the fastest by the slowest.
+    pub(super) fn variation(&self) -> f64 {
+        let of = |samples: &Vec<f64>| {
+            let fastest = samples.iter().copied().fold(0.0, f64::max);
+            let slowest = samples.iter().copied().fold(f64::INFINITY, f64::min);
+            fastest / slowest
+        };
+        self.samples.iter().map(of).fold(1.0, f64::max)
+    }
+
     /// What is compared: a step reads and writes at once, and what comes first or last in it is
     /// one of the two alone.
     pub(super) fn score(&self) -> f64 {
@@ -240,4 +250,45 @@ fn pretty(value: &serde_json::Value) -> Result<String, Failure> {
     let text = serde_json::to_string_pretty(value);
     let text = text.map_err(|error| Failure::Refused(format!("JSON: {error}")))?;
     Ok(text + "\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cell(samples: [f64; 3]) -> Cell {
+        let mut cell = Cell::new(Setting {
+            backend: "io_uring",
+            huge_pages: true,
+            block_bytes: 1 << 20,
+            queue_depth: 32,
+        });
+        cell.samples = samples.map(|sample| vec![sample, 2.0 * sample, 3.0 * sample]);
+        cell.settle();
+        cell
+    }
+
+    #[test]
+    fn a_cell_is_judged_by_the_medians_of_all_kinds() {
+        let cell = cell([1.0, 2.0, 4.0]);
+        assert_eq!(Kind::ALL.map(|kind| cell.speed(kind)), [2.0, 4.0, 8.0]);
+        assert!((cell.score() - 4.0).abs() < 1e-12);
+        assert!((cell.variation() - 3.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn every_setting_is_a_configuration_of_the_engine() {
+        for backend in ["io_uring", "threads"] {
+            let setting = Setting {
+                backend,
+                huge_pages: false,
+                block_bytes: 4 << 20,
+                queue_depth: 256,
+            };
+            let config = setting.config().unwrap();
+            assert_eq!(config.choice("backend"), Ok(backend));
+            assert_eq!(config.number("block_bytes"), Ok(4 << 20));
+            assert_eq!(config.number("queue_depth"), Ok(256));
+        }
+    }
 }

@@ -13,7 +13,7 @@ use crate::drive::{
 use crate::failure::Failure;
 use crate::progress::Progress;
 use crate::scratch::Scratch;
-use crate::sizes::as_f64;
+use crate::sizes::{as_f64, to_u64};
 
 /// The files that are moved.
 const FILES: usize = 8;
@@ -27,6 +27,8 @@ const FINALISTS: usize = 4;
 const FINAL_ROUNDS: usize = 5;
 /// What is less better than this is as good as the defaults.
 const GAIN_MIN: f64 = 1.03;
+/// A drive on which one setting is so much faster at one time than at another is in use elsewhere.
+const UNSTEADY: f64 = 1.5;
 /// Threads take about twice the CPU: they are worth it from this gain over io_uring on.
 const THREADS_GAIN_MIN: f64 = 1.1;
 
@@ -65,14 +67,14 @@ pub(super) fn measure(options: &Options) -> Result<Found, Failure> {
     let mut cells: Vec<Cell> = settings.into_iter().map(Cell::new).collect();
     let mut rounds = 0;
     let finals = (FINALISTS + 2) * FINAL_ROUNDS;
-    let progress = Progress::of_parts((cells.len() + finals) as u64);
+    let progress = Progress::of_parts(to_u64(cells.len() + finals));
     let mut last_round_seconds = 0.0;
     while rounds == 0
         || started.elapsed().as_secs_f64() + last_round_seconds < ROUNDS_SHARE * options.seconds
     {
         let round_started = Instant::now();
         if rounds > 0 {
-            progress.extend(cells.len() as u64);
+            progress.extend(to_u64(cells.len()));
         }
         for cell in &mut cells {
             progress.say(cell.setting.text());
@@ -84,14 +86,29 @@ pub(super) fn measure(options: &Options) -> Result<Found, Failure> {
     }
     cells.iter_mut().for_each(Cell::settle);
     let finalists = finals_of(&cells, defaults, &mut benches, &progress)?;
-    let is_direct = benches.iter().all(|(_, bench)| bench.files.is_direct);
-    let mut notes = machine.notes;
-    if !is_direct {
-        notes.push("no direct I/O on this file system: memory was measured as well".to_owned());
-    }
+    let notes = notes_of(machine.notes, &benches, &finalists);
     Ok(found(
         options, bytes, rounds, notes, cells, finalists, defaults,
     ))
+}
+
+/// What is to be known about the figures.
+fn notes_of(mut notes: Vec<String>, benches: &[(bool, Bench)], finalists: &[Cell]) -> Vec<String> {
+    if !benches.iter().all(|(_, bench)| bench.files.is_direct) {
+        notes.push("no direct I/O on this file system: memory was measured as well".to_owned());
+    }
+    let is_huge = |bench: &Bench| bench.field.pages() != PageKind::Base;
+    if benches.iter().any(|(huge, bench)| *huge && !is_huge(bench)) {
+        notes.push("memory was too scattered for all of it to lie in huge pages".to_owned());
+    }
+    let variation = finalists.iter().map(Cell::variation).fold(1.0, f64::max);
+    if variation > UNSTEADY {
+        notes.push(format!(
+            "one and the same setting varied by a factor of {variation:.1}: something else uses \
+             the drive; try again when it is quiet, or with more --seconds"
+        ));
+    }
+    notes
 }
 
 fn found(
@@ -188,7 +205,7 @@ fn measured_bytes(
         bench.turn(&mut engine, kind, Verify::No)?;
     }
     let bytes_per_second = 3.0 * as_f64(options.size) / started.elapsed().as_secs_f64();
-    let seconds_each = FIRST_SHARE * options.seconds / (3.0 * as_f64(cells_count as u64));
+    let seconds_each = FIRST_SHARE * options.seconds / (3.0 * as_f64(to_u64(cells_count)));
     // A share of the size in 64ths, which needs no conversion of numbers with fractions.
     let share = bytes_per_second * seconds_each / as_f64(options.size) * 64.0;
     let parts = (1..=64_u32).rev().find(|part| f64::from(*part) <= share);
@@ -216,8 +233,8 @@ fn measure_cell(
 impl Bench {
     fn new(scratch: &Scratch, huge: bool, bytes: u64) -> Result<Bench, Failure> {
         let policy = if huge { Policy::Prefer } else { Policy::Off };
-        let file_bytes = (bytes / FILES as u64).next_multiple_of(4096);
-        let field = Field::new(file_bytes * FILES as u64, policy)?;
+        let file_bytes = (bytes / to_u64(FILES)).next_multiple_of(4096);
+        let field = Field::new(file_bytes * to_u64(FILES), policy)?;
         let name = format!("{}-pages", if huge { "huge" } else { "base" });
         let len = usize::try_from(file_bytes)
             .map_err(|_| Failure::wrong("more than this machine can address"))?;

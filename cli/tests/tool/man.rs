@@ -35,8 +35,11 @@ fn every_command_has_a_page_and_every_page_says_how_runs_end() {
     expected.extend(commands.map(|command| format!("tensorswap-{command}.1")));
     expected.sort();
     assert_eq!(names_in(place.path()), expected);
-    let page = std::fs::read_to_string(place.path().join("tensorswap.1")).unwrap();
-    assert!(page.contains("Exit status"), "{page}");
+    for name in names_in(place.path()) {
+        let page = std::fs::read_to_string(place.path().join(name)).unwrap();
+        let (_, section) = page.split_once(".SH \"EXIT STATUS\"").unwrap();
+        assert!(section.contains(".B 3\nthe machine refused"), "{page}");
+    }
     run(&["man", "/nowhere"]).refused(3, "/nowhere/");
 }
 
