@@ -60,7 +60,8 @@ class Engine:
     """
 
     def __init__(self, config: ConfigLike = None, **keys: Any) -> None:
-        self._lock = threading.Lock()
+        # Reentrant: the garbage collector may run a program's code, which may use the engine, anywhere.
+        self._lock = threading.RLock()
         self._pending: Dict[int, Ticket] = {}
         # Completions that another thread took before their ticket was entered in `_pending`.
         self._early: Dict[int, Completion] = {}
@@ -136,16 +137,29 @@ class Engine:
             raise InvalidArgumentError(f"offset {offset} or tag {tag} is not a number of 64 bits") from None
         c_name = ffi.new(_TEXT, name)
         out = ffi.new(_TICKET)
-        status = function(self._live(), tensor, ffi.new(_PATH, (c_name,)), 1, out)
-        if status < 0:
-            raise failure(status, os.fsdecode(name))
-        return self._enter(out[0], keep, (name,))
+        try:
+            status = function(self._live(), tensor, ffi.new(_PATH, (c_name,)), 1, out)
+            if status < 0:
+                raise failure(status, os.fsdecode(name))
+            return self._enter(out[0], keep, (name,))
+        except BaseException:
+            self._keep_started(out[0], keep, (name,))
+            raise
 
     def _submit_many(self, function: Any, tensors: Iterable[TensorLike], writable: bool) -> Ticket:
         listed = TensorList(tensors, writable)
         out = ffi.new("tsw_ticket *")
-        check(function(self._live(), listed.array, listed.paths, listed.count, out))
-        return self._enter(out[0], listed.keep, listed.names)
+        try:
+            check(function(self._live(), listed.array, listed.paths, listed.count, out))
+            return self._enter(out[0], listed.keep, listed.names)
+        except BaseException:
+            self._keep_started(out[0], listed.keep, listed.names)
+            raise
+
+    def _keep_started(self, ticket_id: int, keep: Any, names: Sequence[bytes]) -> None:
+        """Note a request whose start a signal interrupted: its memory must be kept all the same."""
+        if ticket_id != 0:
+            self._pending.setdefault(ticket_id, Ticket(self, ticket_id, keep, names))
 
     def _enter(self, ticket_id: int, keep: Any, names: Sequence[bytes]) -> Ticket:
         """Make the ticket, and note it until its completion is delivered."""
@@ -182,31 +196,43 @@ class Engine:
 
         Their tickets are then done. Call it when `fileno()` is readable.
         """
-        count = 0
+        count: int = 0
         array = ffi.new(_COMPLETIONS)
         length = ffi.new(_LENGTH)
         content = ffi.buffer(array)
         while True:
             with self._lock:
                 array[0].struct_size = _COMPLETION_SIZE
-                check(lib.tsw_ticket_poll(self._live(), array, _POLL_BATCH, length))
-                taken = int(length[0])
-                for index in range(taken):
-                    self._deliver(array, content, index)
-            count += taken
-            if taken < _POLL_BATCH:
+                length[0] = 0
+                try:
+                    check(lib.tsw_ticket_poll(self._live(), array, _POLL_BATCH, length))
+                    self._deliver(array, content, length[0])
+                except BaseException:  # a signal; what was taken must not be lost
+                    self._deliver(array, content, length[0])
+                    raise
+            count += length[0]
+            if length[0] < _POLL_BATCH:
                 return count
 
-    def _deliver(self, array: Any, content: Any, index: int) -> None:
-        """Hand a completion to its ticket, or keep it for the thread that is about to make the ticket."""
-        ticket_id, completion = _completion_of(array, content, index)
-        ticket = self._pending.pop(ticket_id, None)
-        if ticket is None:
-            self._early[ticket_id] = completion
-            ticket = self._pending.pop(ticket_id, None)
-            if ticket is None or self._early.pop(ticket_id, None) is None:
-                return  # it comes, or has seen it
-        self._settle(ticket, completion)
+    def _deliver(self, array: Any, content: Any, taken: int) -> None:
+        """Hand completions to their tickets, or keep one for the thread that is about to make the ticket.
+
+        Called once more where a signal interrupts it: those that were handed over have ticket 0 then.
+        """
+        for index in range(taken):
+            ticket_id, completion = _completion_of(array, content, index)
+            if ticket_id == 0:
+                continue
+            ticket = self._pending.get(ticket_id)
+            if ticket is None:
+                self._early[ticket_id] = completion
+                ticket = self._pending.get(ticket_id)
+                if ticket is None or self._early.pop(ticket_id, None) is None:
+                    ticket = None  # it comes, or has seen it
+            if ticket is not None:
+                self._settle(ticket, completion)
+                self._pending.pop(ticket_id, None)
+            array[index].ticket = 0
 
     def fileno(self) -> int:
         """The descriptor that is readable while a completion waits to be delivered.
@@ -232,14 +258,17 @@ class Engine:
             if ticket._completion is not None:
                 return ticket._completion
             result.struct_size = _COMPLETION_SIZE
-            status = lib.tsw_ticket_wait(self._live(), ticket.id, slice_ns(deadline), result)
-            if result.ticket == ticket.id:
-                completion = _completion_of(result, ffi.buffer(result), 0)[1]
-                if status < 0:
-                    completion = completion._replace(message=last_error()[0])
-                self._pending.pop(ticket.id, None)
-                self._settle(ticket, completion)
-                return completion
+            try:
+                status = lib.tsw_ticket_wait(self._live(), ticket.id, slice_ns(deadline), result)
+                if result.ticket == ticket.id:
+                    completion = self._take(ticket, result)
+                    if status < 0:  # whole, where the completion has but the end of a long path
+                        completion = ticket._completion = completion._replace(message=last_error()[0])
+                    return completion
+            except BaseException:
+                if result.ticket == ticket.id:  # a signal; a completion is told but once
+                    self._take(ticket, result)
+                raise
             if status == _ERR_BAD_TICKET:
                 # Another thread was told of it: it noted that under this lock.
                 with self._lock:
@@ -252,6 +281,13 @@ class Engine:
                 raise TimedOutError(f"request {ticket.id:#x} is not over after {timeout} s")
             if status == _ERR_BUSY:  # another thread waits for this ticket, and will note what it hears
                 time.sleep(0.001)
+
+    def _take(self, ticket: Ticket, result: Any) -> Completion:
+        """Note how a request ended that was waited for."""
+        _ticket_id, completion = _completion_of(result, ffi.buffer(result), 0)
+        self._settle(ticket, completion)
+        self._pending.pop(ticket.id, None)
+        return completion
 
     def _cancel(self, ticket: Ticket) -> None:
         if ticket._completion is None:
@@ -426,7 +462,7 @@ def _close_all() -> None:
 def _renew_locks() -> None:
     """In the child of a fork: another thread of the parent may have held them."""
     for engine in list(_engines):
-        engine._lock = threading.Lock()
+        engine._lock = threading.RLock()
 
 
 atexit.register(_close_all)

@@ -6,6 +6,8 @@ Nothing here copies an element.
 from __future__ import annotations
 
 import builtins
+from functools import partial
+from operator import is_
 from sys import modules
 from typing import Any, Optional, Tuple
 
@@ -23,19 +25,7 @@ from tensorswap.dtype import (
 )
 from tensorswap.errors import DtypeMismatchError, InvalidArgumentError, UnsupportedError
 
-_VOID = ffi.typeof("void *")
-
-
-class _Keep:
-    """A destructor that does nothing but hold its object until then."""
-
-    __slots__ = ("owner",)
-
-    def __init__(self, owner: Any) -> None:
-        self.owner = owner
-
-    def __call__(self, _pointer: Any) -> None:
-        self.owner = None
+_VOID, _CHARS = ffi.typeof("void *"), ffi.typeof("char *")
 
 
 class Memory:
@@ -161,7 +151,9 @@ class Memory:
 
     def _bytes(self) -> Any:
         """A buffer of cffi that holds the owner."""
-        pointer = ffi.gc(ffi.cast("char *", self.address), _Keep(self._holder()))
+        # A destructor that does nothing but hold the owner until then. It is no Python function, in which a
+        # signal's handler could raise.
+        pointer = ffi.gc(ffi.cast(_CHARS, self.address), partial(is_, self._holder()))
         return ffi.buffer(pointer, self.nbytes)
 
 
@@ -257,10 +249,13 @@ def _describe_array(data: Any, writable: bool, dtype: DTypeLike) -> Described:
 
 
 def _array_of(data: Any) -> Any:
-    """An array of what has the array interface."""
+    """An array of the memory of what has the array interface."""
     import numpy
 
-    return numpy.asarray(data)
+    array = numpy.asarray(data)
+    if array.base is None:  # a copy, such as of a NumPy scalar
+        raise DtypeMismatchError(f"{type(data).__name__} holds no memory to swap: give a NumPy array")
+    return array
 
 
 def _describe_other(data: Any, writable: bool, dtype: DTypeLike) -> Described:

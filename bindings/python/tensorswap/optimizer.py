@@ -290,10 +290,11 @@ class Optimizer:
     def close(self) -> None:
         """Free the optimizer and unlock its store. Twice is fine.
 
-        What was not committed is dropped. Where a parameter is still out, or a call under way in another
-        thread, that happens as soon as it is not.
+        What was not committed is dropped. Where the program still holds a parameter that is out, or a call is
+        under way in another thread, that happens as soon as it is over.
         """
         self._handle = None
+        self._views.clear()
 
     @property
     def closed(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import weakref
 from typing import Any, Dict, Iterable, List, Optional, Sequence
 
 from tensorswap._library import check, destructor, ffi, lib, wait_in_slices
@@ -9,9 +11,11 @@ from tensorswap.buffer import Buffer
 from tensorswap.config import ConfigLike, config_of
 from tensorswap.dtype import DTypeLike, dtype_of
 from tensorswap.engine import Engine
-from tensorswap.errors import ForkedError, ShutDownError
+from tensorswap.errors import Error, ForkedError, ShutDownError
 from tensorswap.stats import SwapperStats, Timer, stats_of, timers_of
 from tensorswap.tensor import Path, Tensor, TensorLike, TensorList
+
+_swappers: weakref.WeakSet[Swapper] = weakref.WeakSet()
 
 
 class Swapper:
@@ -42,6 +46,7 @@ class Swapper:
         out = ffi.new("tsw_swapper **")
         check(lib.tsw_swapper_new(engine._live(), config_of(config, keys), out))
         self._handle = ffi.gc(out[0], destructor(lib.tsw_swapper_free))
+        _swappers.add(self)
         if buffers is not None:
             self.add_buffers(buffers, dtype)
 
@@ -136,3 +141,16 @@ class Swapper:
         if handle is None:
             raise ShutDownError("the swapper is closed")
         return handle
+
+
+@atexit.register
+def _flush_all() -> None:
+    """At the end of the program, and before engines take nothing more: write what is staged."""
+    for swapper in list(_swappers):
+        if swapper._handle is not None:
+            try:
+                swapper.flush()
+            except Error as error:
+                import logging
+
+                logging.getLogger("tensorswap").error("what a swapper had staged was not written: %s", error)

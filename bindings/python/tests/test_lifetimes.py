@@ -136,6 +136,10 @@ array[:] = numpy.frombuffer(bytes(range(256)) * 200_000, numpy.uint8)
 ticket = engine.swap_out(array, path)
 tensorswap.set_log(lambda *event: None, "trace")
 """,
+    "a swapper has staged it": """
+swapper = tensorswap.Swapper(engine, buffers=[engine.buffer(256 * 200_000)])
+swapper.swap_out(bytes(range(256)) * 200_000, path)
+""",
     "an exception ends it": """
 engine.swap_out(bytes(range(256)) * 200_000, path)
 raise SystemExit

@@ -48,7 +48,7 @@ def test_everything_public_is_documented_and_typed() -> None:
 
 
 def test_the_sources_are_python_of_the_oldest_version_promised() -> None:
-    for file in PACKAGE.glob("*.py"):
+    for file in PACKAGE.rglob("*.py"):
         ast.parse(file.read_text(), str(file), feature_version=(3, 9))
 
 
