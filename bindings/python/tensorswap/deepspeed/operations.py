@@ -192,6 +192,9 @@ class Operations:
     def _forget(self) -> None:
         """In the child of a fork: all of them are the parent's."""
         self._renew_locks()
+        for operation in self._pending:
+            if operation.release is not None:
+                operation.release()
         self._pending.clear()
         self._failures.clear()
         self._over = 0
