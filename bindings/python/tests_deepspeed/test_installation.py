@@ -200,3 +200,42 @@ def test_what_is_wrong_with_the_variable_is_an_error_of_the_import(site, environ
     """
     code, out, err = started(site, program, **{"TENSORSWAP_DEEPSPEED": "1", **environment})
     assert code == 0 and out.count(message) == 2, err
+
+
+def test_more_operations_than_the_engine_takes_at_once(tmp_path):
+    code, out, err = run(f"""
+        import tensorswap.deepspeed, torch
+        tensorswap.deepspeed.install({{"tickets_max": 16}})
+        from tensorswap.deepspeed.handle import aio_handle
+        handle = aio_handle()
+        for number in range(200):
+            handle.async_pwrite(torch.full((100,), number), "{tmp_path}/%d" % number)
+        other = aio_handle()
+        handle.async_pread(torch.zeros(1), "{tmp_path}/none")
+        try:
+            handle.wait()
+        except FileNotFoundError:
+            print("told")
+        for number in range(200):
+            handle.async_pread(torch.zeros(100, dtype=torch.int64), "{tmp_path}/%d" % number)
+        print(handle.wait())
+    """)
+    assert code == 0 and out.splitlines()[-2:] == ["told", "200"], err
+    assert (tmp_path / "199").stat().st_size == 800
+
+
+def test_a_second_configuration_is_refused_while_the_engine_runs():
+    code, out, err = run("""
+        import tensorswap.deepspeed as ours
+        from tensorswap.deepspeed.handle import aio_handle
+        ours.install({"queue_depth": 40})
+        aio_handle()
+        ours.install({"queue_depth": 40})
+        ours.uninstall()
+        ours.install()
+        try:
+            ours.install({"queue_depth": 41})
+        except RuntimeError as error:
+            print("configure it before" in str(error), ours.engine().describe()["queue_depth"])
+    """)
+    assert code == 0 and out.splitlines()[-1] == "True 40", err

@@ -169,12 +169,7 @@ class aio_handle:
         descriptor = filename if fd is _NOT_GIVEN else fd
         if isinstance(descriptor, (str, bytes, os.PathLike)) and fd is _NOT_GIVEN:
             return self._transfer(True, buffer, descriptor, False, True, file_offset)
-        path, close = _path_of_descriptor(_integer(descriptor, "fd"))
-        try:
-            self._start(True, buffer, path, False, file_offset, close)
-        except BaseException:
-            close()
-            raise
+        self._start(True, buffer, _integer(descriptor, "fd"), False, file_offset)
         return 0
 
     def wait(self) -> int:
@@ -215,24 +210,20 @@ class aio_handle:
     def _transfer(
         self, write: bool, buffer: torch.Tensor, filename: Path, validate: bool, background: bool, file_offset: int
     ) -> int:
-        self._start(write, buffer, _path(filename), validate, file_offset, None)
+        self._start(write, buffer, _path(filename), validate, file_offset)
         return 0 if background else self._operations.wait()
 
     def _start(
-        self,
-        write: bool,
-        buffer: torch.Tensor,
-        path: bytes,
-        validate: bool,
-        file_offset: int,
-        release: Optional[Callable[[], None]],
+        self, write: bool, buffer: torch.Tensor, file: Union[bytes, int], validate: bool, file_offset: int
     ) -> None:
+        """Submit one transfer, to a path or to an open descriptor."""
         engine = process.engine_for(self._block_size, self._depth())
         offset = _offset(file_offset)
         host, finish = _host_memory(buffer, write)
-        if validate:
-            finish = _compare_after(finish, host, path, offset)
         nbytes = host.numel() * host.element_size()
+        path, release = (file, None) if isinstance(file, bytes) else _path_of_descriptor(file)
+        if _flag(validate, "validate"):
+            finish = _compare_after(finish, host, path, offset)
         self._operations.submit(
             engine, write, host.data_ptr(), nbytes, path, offset, host.untyped_storage(), finish, release
         )

@@ -49,7 +49,8 @@ def install(config: ConfigLike = None, mend: bool = True) -> None:
     with _lock:
         if _undo is not None and config is None:
             return
-        process.configure(keys)
+        if config is not None:
+            process.configure(keys)
         if _undo is None:
             undo: List[Callable[[], None]] = []
             try:

@@ -11,7 +11,7 @@ import collections
 import logging
 import threading
 import weakref
-from typing import Any, Callable, Deque, List, NamedTuple, Optional
+from typing import Any, Callable, Deque, List, Optional
 
 from tensorswap._library import WAIT_SLICE_NS, failure, ffi, last_error, lib, text_of
 from tensorswap.deepspeed import process
@@ -32,18 +32,29 @@ _KEEP_LENGTH = 2
 _all: weakref.WeakSet[Operations] = weakref.WeakSet()
 
 
-class Operation(NamedTuple):
-    """One transfer under way."""
+class Operation:
+    """One transfer under way, or about to be."""
 
-    ticket: int
-    engine: Any
-    path: bytes
-    #: Holds memory and descriptors.
-    keep: Any
-    #: Runs once the transfer went well: copies to where the data is wanted, or compares.
-    finish: Optional[Callable[[], None]]
-    #: Runs at the end in any case.
-    release: Optional[Callable[[], None]]
+    __slots__ = ("engine", "finish", "keep", "path", "release", "ticket")
+
+    def __init__(
+        self,
+        engine: Any,
+        path: bytes,
+        keep: Any,
+        finish: Optional[Callable[[], None]],
+        release: Optional[Callable[[], None]],
+    ) -> None:
+        #: The library fills it in.
+        self.ticket = ffi.new("tsw_ticket *")
+        self.engine = engine
+        self.path = path
+        #: Holds the memory.
+        self.keep = keep
+        #: Runs once the transfer went well: copies to where the data is wanted, or compares.
+        self.finish = finish
+        #: Runs at the end in any case.
+        self.release = release
 
 
 class Operations:
@@ -58,7 +69,6 @@ class Operations:
         # The same as numbers, which are quicker to set: address, elements, type and flags, offset.
         self._words = ffi.cast("uint64_t *", self._tensor)
         self._paths = ffi.new("char *[1]")
-        self._ticket = ffi.new("tsw_ticket *")
         self._completion = ffi.new("tsw_completion *")
         self._renew_locks()
         _all.add(self)
@@ -90,16 +100,21 @@ class Operations:
         name = ffi.from_buffer(path)
         words = self._words
         while True:
+            operation = Operation(handle, path, keep, finish, release)
             with self._submit_lock:
                 words[0], words[1], words[3] = address, nbytes, offset
                 words[2] = _KEEP_LENGTH << 32 if write else 0
                 self._paths[0] = name
-                status = function(handle, self._tensor, self._paths, 1, self._ticket)
+                # Before the call: Ctrl-C may strike right after it, and the memory must be held then.
+                self._pending.append(operation)
+                status = function(handle, self._tensor, self._paths, 1, operation.ticket)
                 if status >= 0:
-                    self._pending.append(Operation(self._ticket[0], handle, path, keep, finish, release))
                     return
+                self._pending.remove(operation)
             error = failure(status, _text(path))
             if status != _ERR_BUSY or not self._finish_oldest():
+                if release is not None:
+                    release()
                 raise error
 
     def wait(self) -> int:
@@ -129,6 +144,8 @@ class Operations:
             if not self._pending:
                 return False
             operation = self._pending[0]
+            if not operation.ticket[0] and self._was_never_submitted(operation):
+                return True
             error = self._end_of(operation)
             if error is None and operation.finish is not None:
                 try:
@@ -143,16 +160,27 @@ class Operations:
             operation.release()
         return True
 
+    def _was_never_submitted(self, operation: Operation) -> bool:
+        """Drop an operation that Ctrl-C kept from being submitted; false for one that is being submitted."""
+        with self._submit_lock:
+            if operation.ticket[0]:
+                return False
+            if operation in self._pending:
+                self._pending.remove(operation)
+        if operation.release is not None:
+            operation.release()
+        return True
+
     def _end_of(self, operation: Operation) -> Optional[Error]:
         """Wait until an operation is over. Ctrl-C interrupts, and the operation stays pending."""
-        completion = self._completion
+        completion, ticket = self._completion, operation.ticket[0]
         message = ""
         # Ctrl-C may strike between the library's answer and its being noted: then it is there still.
-        while completion.ticket != operation.ticket:
+        while completion.ticket != ticket:
             completion.struct_size = _COMPLETION_SIZE
-            status = lib.tsw_ticket_wait(operation.engine, operation.ticket, WAIT_SLICE_NS, completion)
+            status = lib.tsw_ticket_wait(operation.engine, ticket, WAIT_SLICE_NS, completion)
             if status < 0 and status != _ERR_TIMED_OUT:
-                if completion.ticket != operation.ticket:
+                if completion.ticket != ticket:
                     return failure(status, _text(operation.path))
                 message = last_error()[0]
         if completion.status >= 0:
@@ -164,6 +192,9 @@ class Operations:
     def _forget(self) -> None:
         """In the child of a fork: all of them are the parent's."""
         self._renew_locks()
+        for operation in self._pending:
+            if operation.release is not None:
+                operation.release()
         self._pending.clear()
         self._failures.clear()
         self._over = 0
