@@ -188,7 +188,8 @@ impl Found {
             "aio": {
                 "block_size": self.best_for_deepspeed.block_bytes,
                 "queue_depth": self.best_for_deepspeed.queue_depth,
-                "intra_op_parallelism": self.best_for_deepspeed.threads(),
+                // More of them multiply the depth, and make DeepSpeed pad its files more.
+                "intra_op_parallelism": 1,
                 "single_submit": false,
                 "overlap_events": true,
             }
