@@ -1,4 +1,5 @@
-"""DeepSpeed's own swappers on its own engine and on ours: the same Python above both, turn by turn.
+"""DeepSpeed's own swappers on its own engine and on ours: the same Python above both, turn by turn. And our
+own swapper and optimizer on the same work.
 
     python bench.py [--dir FOLDER] [--rounds 5] [--aio JSON] [--markdown FILE] [--only WORD]
 
@@ -30,9 +31,17 @@ AIO = {"block_size": MIB, "queue_depth": 8, "single_submit": False, "overlap_eve
 WORKS = [
     ("64 x 16 MiB", "swap", 64, 16 * MIB),
     ("2000 x 64 KiB", "swap", 2000, 64 << 10),
+    ("10000 x 64 KiB", "swap", 10000, 64 << 10),
     ("step over 32 x 8 Mi elements", "step", 32, 8 * MIB),
 ]
-ENGINES = ("tensorswap", "DeepSpeed")
+#: DeepSpeed's swappers on our engine and on its own, and our own swappers.
+NAMES = {
+    "tensorswap": "DeepSpeed's swapper on tensorswap",
+    "DeepSpeed": "DeepSpeed's swapper on its engine",
+    "own": "tensorswap's own",
+    "own, half cached": "tensorswap's own, half of the state cached",
+}
+ENGINES = tuple(NAMES)
 
 
 class Drive:
@@ -55,6 +64,18 @@ class Drive:
         return waited / busy if busy else 0.0
 
 
+def work_of_swap(folder, count, nbytes):
+    """The tensors, and their files."""
+    import torch
+
+    source = torch.Generator().manual_seed(count)
+    tensors = [
+        torch.randint(-(2**31), 2**31 - 1, (nbytes // 4,), dtype=torch.int32, generator=source).view(torch.float32)
+        for _ in range(count)
+    ]
+    return tensors, [os.path.join(folder, f"{index}.swp") for index in range(count)]
+
+
 class Swap:
     """AsyncTensorSwapper writes tensors out; swap_in_tensors reads them back, as the optimizer swappers do."""
 
@@ -64,12 +85,7 @@ class Swap:
 
         self.handle = aio_handle(**aio)
         self.numel = nbytes // 4
-        source = torch.Generator().manual_seed(count)
-        self.tensors = [
-            torch.randint(-(2**31), 2**31 - 1, (self.numel,), dtype=torch.int32, generator=source).view(torch.float32)
-            for _ in range(count)
-        ]
-        self.paths = [os.path.join(folder, f"{index}.swp") for index in range(count)]
+        self.tensors, self.paths = work_of_swap(folder, count, nbytes)
         # As many buffers as DeepSpeed has by default, of four large tensors or 16 MiB each.
         room = max(4 * self.numel, 4 * MIB)
         self.buffers = [self.handle.new_cpu_locked_tensor(room, torch.zeros(1)) for _ in range(4)]
@@ -193,39 +209,57 @@ class Step:
                     raise SystemExit(f"{path} does not hold what was written")
 
 
-def work(engine, folder, kind, count, size, aio):
-    """One process: does a round for each line that it reads, and writes what it measured."""
+def made_by(engine, folder, kind, count, size, aio):
+    """The contestant, and what tells the engine of ours that is under it."""
+    if engine.startswith("own"):
+        import own
+
+        if kind == "swap":
+            made = own.Swap(folder, *work_of_swap(folder, count, size), Drive(folder))
+        else:
+            cache = {"cache_bytes": count * size * 4 * 3 // 2} if "cached" in engine else {}
+            made = own.Step(folder, count, size, Drive(folder), **cache)
+        return made, lambda: made.engine
     os.environ.update(
         MASTER_ADDR="127.0.0.1", RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_PORT=str(20000 + os.getpid() % 20000)
     )
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what DeepSpeed prints
+    ours = None
     if engine == "tensorswap":
         import tensorswap.deepspeed
 
         tensorswap.deepspeed.install()
+        ours = tensorswap.deepspeed.engine
     import deepspeed
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)
     made = {"swap": Swap, "step": Step}[kind](AsyncIOBuilder().load(verbose=False).aio_handle, folder, count, size, aio)
+    return made, ours
+
+
+def work(engine, folder, kind, count, size, aio):
+    """One process: does a round for each line that it reads, and writes what it measured."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what DeepSpeed prints
+    made, ours = made_by(engine, folder, kind, count, size, aio)
     for line in sys.stdin:
         if line.strip() == "end":
             break
         print(json.dumps(made.round(int(line))), file=answers, flush=True)
     if hasattr(made, "check"):
         made.check()
-    peak = tensorswap.deepspeed.engine().stats().in_flight_peak_count if engine == "tensorswap" else None
-    print(json.dumps({"peak": peak}), file=answers, flush=True)
+    print(json.dumps({"peak": ours and ours().stats().in_flight_peak_count}), file=answers, flush=True)
     os._exit(0)  # DeepSpeed's own engine does not always come to an end
 
 
 def measure(kind, count, size, options):
-    """Rounds of both engines by turns: {engine: {what: [[rate, depth], ...]}}, and the peak of ours."""
+    """Rounds of all by turns: {engine: {what: [[rate, depth], ...]}}, and how deep ours were at most."""
     folder = tempfile.mkdtemp(prefix="bench-", dir=options.dir)
-    workers, found, peak = {}, {}, None
+    workers, found = {}, {}
     try:
         for engine in ENGINES:
+            if kind == "swap" and "cached" in engine:
+                continue  # a cache is the optimizer's
             place = os.path.join(folder, engine)
             os.mkdir(place)
             command = [
@@ -257,14 +291,12 @@ def measure(kind, count, size, options):
             return json.loads(answer)
 
         for number in range(options.rounds + 1):
-            order = ENGINES if number % 2 else ENGINES[::-1]
+            order = list(workers) if number % 2 else list(workers)[::-1]
             for engine in order:
                 for what, pair in ask(engine, str(number + 1)).items():
                     if number > 0:
                         found[engine].setdefault(what, []).append(pair)
-        for engine in ENGINES:
-            peak = ask(engine, "end")["peak"] or peak
-        return found, peak
+        return found, {engine: ask(engine, "end")["peak"] for engine in workers}
     finally:
         for worker in workers.values():
             worker.kill()
@@ -289,21 +321,22 @@ def main() -> None:
         parser.error(f"unknown key {sorted(set(options.aio) - set(AIO))[0]}; there are {', '.join(AIO)}")
     options.dir, options.aio = os.path.abspath(options.dir), {**AIO, **options.aio}
 
-    rows = ["| work | | tensorswap | DeepSpeed's engine | ratio | depth | theirs |", "|---|---|---|---|---|---|---|"]
+    rows = ["| work | | who | rate | of DeepSpeed's engine | mean depth |", "|---|---|---|---|---|---|"]
     print(f"aio: {json.dumps(options.aio)}", *rows, sep="\n", flush=True)
     for name, kind, count, size in WORKS:
         if options.only not in name:
             continue
-        found, peak = measure(kind, count, size, options)
-        for what in found["tensorswap"]:
-            (mine, depth), (theirs, their_depth) = (
-                [statistics.median(column) for column in zip(*found[engine][what])] for engine in ENGINES
-            )
-            rows.append(
-                f"| {name} | {what} | {mine / 1e6:.0f} MB/s | {theirs / 1e6:.0f} MB/s | {mine / theirs:.2f} "
-                f"| {depth:.1f} (at most {peak}) | {their_depth:.1f} |"
-            )
-            print(rows[-1], flush=True)
+        found, peaks = measure(kind, count, size, options)
+        for what in found["DeepSpeed"]:
+            medians = {
+                engine: [statistics.median(column) for column in zip(*of[what])] for engine, of in found.items()
+            }
+            for engine, (rate, depth) in medians.items():
+                ratio = rate / medians["DeepSpeed"][0]
+                most = f" (at most {peaks[engine]})" if peaks[engine] else ""
+                shown = NAMES[engine]
+                rows.append(f"| {name} | {what} | {shown} | {rate / 1e6:.0f} MB/s | {ratio:.2f} | {depth:.1f}{most} |")
+                print(rows[-1], flush=True)
     if options.markdown:
         with open(options.markdown, "w", encoding="utf-8") as file:
             file.write("\n".join(rows) + "\n")
