@@ -317,6 +317,8 @@ def main() -> None:
         work(*options.work)
     if not os.path.isdir(options.dir):
         parser.error(f"{options.dir} is not a directory")
+    if not any(options.only in name for name, *_ in WORKS):
+        parser.error(f"no work has {options.only!r} in its name; there are: {'; '.join(name for name, *_ in WORKS)}")
     if set(options.aio) - set(AIO):
         parser.error(f"unknown key {sorted(set(options.aio) - set(AIO))[0]}; there are {', '.join(AIO)}")
     options.dir, options.aio = os.path.abspath(options.dir), {**AIO, **options.aio}

@@ -161,6 +161,8 @@ def main() -> None:
     options = parser.parse_args()
     if not os.path.isdir(options.dir):
         parser.error(f"{options.dir} is not a directory")
+    if not any(options.only in run.name for run in RUNS):
+        parser.error(f"no run has {options.only!r} in its name; there are: {'; '.join(run.name for run in RUNS)}")
     options.dir = os.path.abspath(options.dir)
 
     rows = [

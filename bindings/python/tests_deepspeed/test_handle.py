@@ -238,8 +238,6 @@ def test_memcpy():
 
 
 def test_threads_share_a_handle(handle, tmp_path):
-    wrong = []
-
     def work(number):
         data = torch.full((50_000,), float(number))
         back = torch.zeros(50_000)
@@ -257,11 +255,11 @@ def test_threads_share_a_handle(handle, tmp_path):
     for number in range(4):
         back = torch.zeros(50_000)
         handle.sync_pread(back, str(tmp_path / str(number)))
-        assert bool((back == number).all()), wrong
+        assert bool((back == number).all())
 
 
 def test_other_threads_run_while_one_waits(handle, tmp_path):
-    """A reader of a pipe's end would wait for ever if the waiting thread held the interpreter."""
+    """The counting thread gets nowhere where the waiting one keeps the interpreter."""
     data = torch.zeros(32 << 20, dtype=torch.uint8)
     turns, stop = [0], threading.Event()
 
