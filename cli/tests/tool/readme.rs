@@ -32,7 +32,16 @@ fn the_commands_of_the_readme_work() {
             })
             .collect();
         let smaller: &[&str] = match arguments[0].as_str() {
-            "bench" => &["--size", "4MiB", "--small", "20", "--rounds", "1"],
+            "bench" => &[
+                "--size",
+                "4MiB",
+                "--file-size",
+                "1MiB",
+                "--small",
+                "20",
+                "--rounds",
+                "1",
+            ],
             "tune" => &[
                 "--seconds",
                 "0.1",
