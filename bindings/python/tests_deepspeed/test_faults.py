@@ -44,7 +44,7 @@ def test_a_missing_file_is_named(handle, tmp_path):
 def test_a_file_that_is_too_short_is_named_with_offset_and_lengths(handle, tmp_path):
     path = tmp_path / "short"
     path.write_bytes(bytes(1000))
-    with pytest.raises(SizeMismatchError, match=r"short at \d+: the file ends at \d+, 1200 wanted"):
+    with pytest.raises(SizeMismatchError, match=r"short at \d+: the file ends at \d+( or before)?, 1200 wanted"):
         handle.sync_pread(torch.zeros(300), str(path))
     with pytest.raises(SizeMismatchError):
         handle.read(torch.zeros(300), str(path), False)
