@@ -100,7 +100,12 @@ fn a_training_that_is_killed_in_the_middle_of_a_step_ends_with_the_same_bits() {
         ],
         &["--threads", "4", "--set", "backend=threads"],
     ];
-    for way in ways {
+    let ways_len = if common::is_long("more settings") {
+        ways.len()
+    } else {
+        2
+    };
+    for way in &ways[..ways_len] {
         let directory = common::directory();
         let train = |more: &[&str]| {
             let shared = ["--hidden", "264", "--steps", "12", "--store", "store"];
@@ -139,11 +144,17 @@ fn programs_with_the_shared_library() {
 
 #[test]
 fn programs_with_the_static_library() {
+    if !common::is_long("the static library without sanitizers") {
+        return;
+    }
     build_and_run_all(Linked::Static, Checked::Plain);
 }
 
 #[test]
 fn programs_with_the_shared_library_under_sanitizers() {
+    if !common::is_long("the shared library under sanitizers") {
+        return;
+    }
     sanitized(Linked::Shared);
 }
 

@@ -150,6 +150,9 @@ fn programs_run_with_every_compiler() {
 
 #[test]
 fn programs_run_under_sanitizers() {
+    if !common::is_long("C++ programs under sanitizers") {
+        return;
+    }
     match (programs::sanitizers_missing(), compilers().first()) {
         (Some(reason), _) => common::skip("sanitizers", reason),
         (None, None) => common::skip("sanitizers", "no C++ compiler"),

@@ -50,6 +50,15 @@ pub(crate) fn skip(feature: &str, reason: &str) {
     println!("skipped ({feature}): {reason}");
 }
 
+/// Whether the full counts of `tests/long` are asked for; says what is left to it otherwise.
+pub(crate) fn is_long(what: &str) -> bool {
+    let long = std::env::var_os("TSW_TEST_LONG").is_some_and(|value| value == "1");
+    if !long {
+        println!("skipped (short): {what}: run by tests/long");
+    }
+    long
+}
+
 /// The libraries that C programs link.
 #[derive(Debug)]
 pub(crate) struct Libraries {

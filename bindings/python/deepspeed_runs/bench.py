@@ -260,7 +260,7 @@ def measure(kind, count, size, options):
         for engine in ENGINES:
             if kind == "swap" and "cached" in engine:
                 continue  # a cache is the optimizer's
-            place = os.path.join(folder, engine)
+            place = os.path.join(folder, engine.replace(", ", "-"))
             os.mkdir(place)
             command = [
                 sys.executable,
