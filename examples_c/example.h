@@ -95,7 +95,7 @@ static inline int temporary_remove(const char *path, const struct stat *status, 
  * requests in flight that still create files, hence the repetition. */
 static inline void temporary_directory_remove(void)
 {
-    const struct timespec pause = {.tv_nsec = 10 * 1000 * 1000};
+    const struct timespec pause = {0, 10 * 1000 * 1000};
 
     for (int attempt = 0; example_directory != NULL && attempt < 100; attempt++) {
         nftw(example_directory, temporary_remove, 16, FTW_DEPTH | FTW_PHYS);

@@ -31,7 +31,7 @@ static inline void text_add_file(struct text *text, const char *path)
     if ((uintmax_t)status.st_size < room)
         room = (size_t)status.st_size;
     if (room > 0) { /* a very long text is cut: its beginning is enough to learn from */
-        text->symbols = check_memory(realloc(text->symbols, text->len + room));
+        text->symbols = (unsigned char *)check_memory(realloc(text->symbols, text->len + room));
         text->len += fread(text->symbols + text->len, 1, room, file);
         text->files++;
     }

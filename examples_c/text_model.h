@@ -11,6 +11,10 @@
 
 #include <math.h>
 
+#ifdef __cplusplus
+#define restrict __restrict /* what gcc and clang have for it in C++ */
+#endif
+
 enum {
     CONTEXT = 16,                    /* characters the model sees */
     EMBEDDING = 16,                  /* floats per character */
@@ -86,7 +90,7 @@ static inline float dot(const float *restrict x, const float *restrict y, size_t
 
 static inline float *new_floats(size_t len)
 {
-    return check_memory(calloc(len, sizeof(float)));
+    return (float *)check_memory(calloc(len, sizeof(float)));
 }
 
 /* ---- model ---- */
@@ -94,9 +98,10 @@ static inline float *new_floats(size_t len)
 static inline void layer_place(struct model *model, int index, const char *name, size_t inputs,
                                size_t outputs, size_t biases)
 {
-    model->layers[index] = (struct layer){name, inputs, outputs, model->parameters,
-                                          inputs * outputs + biases};
-    model->parameters += model->layers[index].count;
+    const struct layer layer = {name, inputs, outputs, model->parameters,
+                                inputs * outputs + biases};
+    model->layers[index] = layer;
+    model->parameters += layer.count;
 }
 
 /* Weights uniform in +-sqrt(6 / inputs), which keeps the signal's size through rectified units
@@ -113,7 +118,7 @@ static inline void model_initialize_weights(struct model *model)
 
 static inline struct model *model_new(size_t alphabet, size_t hidden, uint64_t seed)
 {
-    struct model *model = check_memory(calloc(1, sizeof *model));
+    struct model *model = (struct model *)check_memory(calloc(1, sizeof *model));
     model->hidden = hidden;
     model->alphabet = alphabet;
     model->random = seed * 2 + 1; /* never 0 */

@@ -11,26 +11,17 @@
  * is durable and ends with the same bits. With --verify the same training goes on in memory as
  * well, and every bit of weights and moments must be the same. `train_adam --help` lists the
  * options. */
-#include "train_options.h"
+#include "train_run.h"
 
 #include <pthread.h>
-#include <signal.h>
 #include <stdatomic.h>
 
 enum { RECORDS = 16 }; /* about that many: a record is at most a sixteenth of all */
-
-static const double RATE = 1e-3, RATE_DECAY = 0.999;
 
 /* A run of parameters of one layer: one record of the store. Its place in the list is its id. */
 struct piece {
     size_t first, count;
     char *name;
-};
-
-/* What a run needs to go on, beside the optimizer state. */
-struct progress {
-    uint64_t text_len, random, samples; /* the text, the random numbers, the place in the data */
-    double rate, loss_first, loss_mean;
 };
 
 struct training {
@@ -48,8 +39,6 @@ struct training {
     atomic_size_t given_back; /* records of this step */
     uint64_t shown_ns;
 };
-
-static volatile sig_atomic_t interrupted;
 
 /* ---- storage ---- */
 
@@ -143,14 +132,6 @@ static void read_state(const struct training *training, size_t id, int state, fl
 
 /* ---- a step ---- */
 
-/* What storage makes of values of a state. */
-static void round_state(const struct training *training, int state, float *values, size_t count)
-{
-    if (training->options->disk_types[state] == TSW_BF16)
-        for (size_t i = 0; i < count; i++)
-            values[i] = nearest_bf16(values[i]);
-}
-
 /* One of the threads that update records until none is left. */
 static void *update_records(void *argument)
 {
@@ -166,15 +147,12 @@ static void *update_records(void *argument)
         adam_update(states, view.gradient.data, view.numel, training->step,
                     (float)training->progress.rate);
         memcpy(weights, states[MASTER], view.numel * sizeof *weights);
-        round_state(training, MASTER, weights, view.numel);
+        round_state(training->options, MASTER, weights, view.numel);
         check(tsw_optimizer_step_done(training->optimizer, view.id, 1), "step done");
 
         if (atomic_fetch_add(&training->given_back, 1) == training->pieces_len / 2
-            && training->step == training->options->crash_at) {
-            printf("killed in the middle of step %d\n", training->step);
-            fflush(stdout);
-            raise(SIGKILL); /* no handler, no destructor, no flush: as a power cut for a process */
-        }
+            && training->step == training->options->crash_at)
+            crash(training->step);
     }
     check(status, "step next");
     return NULL;
@@ -223,14 +201,13 @@ static void step_in_memory(struct training *training)
     adam_update(training->reference, model->gradients, model->parameters, training->step,
                 (float)training->progress.rate);
     for (int state = 0; state < STATES; state++)
-        round_state(training, state, training->reference[state], model->parameters);
+        round_state(training->options, state, training->reference[state], model->parameters);
 }
 
 /* One step; with `on_storage` 0 in memory alone. */
 static void train_step(struct training *training, int on_storage)
 {
     struct model *model = training->model;
-    struct progress *progress = &training->progress;
     double loss;
 
     training->step++;
@@ -244,13 +221,7 @@ static void train_step(struct training *training, int on_storage)
     if (!on_storage)
         memcpy(model->weights, training->reference[MASTER], model->parameters * sizeof(float));
 
-    progress->random = model->random;
-    progress->samples += BATCH;
-    progress->rate *= RATE_DECAY;
-    if (training->step == 1)
-        progress->loss_first = progress->loss_mean = loss;
-    progress->loss_mean +=
-        (loss - progress->loss_mean) * (training->step < 20 ? 1.0 / training->step : 0.05);
+    progress_advance(&training->progress, model, training->step, loss);
     if (on_storage)
         step_end(training);
 }
@@ -353,11 +324,10 @@ static int run_begin(struct training *training)
     int good = 1;
 
     training->model = model;
-    training->progress = (struct progress){
-        .text_len = training->text->len, .random = model->random, .rate = RATE};
+    training->progress = progress_begin(training->text, model);
     training->directory = options->store != NULL ? options->store : temporary_directory(".");
     cut_pieces(training);
-    round_state(training, MASTER, model->weights, model->parameters);
+    round_state(options, MASTER, model->weights, model->parameters);
     if (options->verify)
         reference_begin(training);
     storage_open(training, options->resume ? "existing" : "new");
@@ -451,38 +421,15 @@ static void training_free(struct training *training)
 
 /* ---- main ---- */
 
-/* The training ends after the step and is committed; a second signal ends at once. */
-static void on_signal(int signal_number)
-{
-    interrupted = signal_number;
-}
-
-static void catch_signals(void)
-{
-    struct sigaction action = {0};
-    action.sa_handler = on_signal;
-    action.sa_flags = (int)SA_RESETHAND | SA_RESTART;
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-}
-
 int main(int argc, char **argv)
 {
     const struct options options = parse_options(argc, argv);
-    struct text text = {0};
+    struct text text;
     struct training training = {.options = &options, .text = &text};
     int good;
 
     catch_signals();
-    for (int i = optind; i < argc; i++)
-        text_add_file(&text, argv[i]);
-    if (optind == argc)
-        text_add_project(&text);
-    text_finish(&text);
-    if (text.len <= CONTEXT)
-        fail("text", "too short to learn from");
-    printf("text: %zu characters of %d kinds from %d files\n", text.len, text.used, text.files);
-
+    text = text_of_arguments(argc, argv);
     good = run(&training);
     training_free(&training);
     free(text.symbols);

@@ -71,13 +71,16 @@ static inline struct options parse_options(int argc, char **argv)
         {"set", required_argument, NULL, 'k'},      {"state-types", required_argument, NULL, 'y'},
         {"hidden", required_argument, NULL, 'n'},   {"seed", required_argument, NULL, 'e'},
         {"help", no_argument, NULL, 'h'},           {NULL, 0, NULL, 0}};
-    struct options options = {.disk_types = {TSW_F32, TSW_F32, TSW_F32},
-                              .steps = 100,
-                              .threads = 2,
-                              .hidden = 1280,
-                              .seed = 1};
+    struct options options;
     int option;
 
+    memset(&options, 0, sizeof options);
+    for (int state = 0; state < STATES; state++)
+        options.disk_types[state] = TSW_F32;
+    options.steps = 100;
+    options.threads = 2;
+    options.hidden = 1280;
+    options.seed = 1;
     while ((option = getopt_long(argc, argv, "", names, NULL)) != -1) {
         switch (option) {
         case 's': options.steps = parse_number("steps", optarg, 0, 1000000); break;

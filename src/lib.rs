@@ -7,7 +7,7 @@
 //! * [`memory`]: pinned buffers.
 //! * [`io`]: the engine: requests and tickets, planner, driver, backends.
 //! * [`swapper`]: the `AsyncTensorSwapper`: staging buffers over the engine.
-//! * `store`: records on storage, crash-consistent.
+//! * [`store`]: records on storage, crash-consistent.
 //! * [`optimizer`]: the optimizer swapper: records, gradients, the pipelined step.
 //! * [`capi`]: the C border, the only place that knows C.
 #![cfg_attr(test, allow(clippy::cast_possible_truncation, clippy::cast_sign_loss))]
@@ -17,7 +17,7 @@ pub mod capi;
 pub mod io;
 pub mod memory;
 pub mod optimizer;
-mod store;
+pub mod store;
 pub mod swapper;
 pub mod sys;
 

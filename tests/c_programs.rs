@@ -8,32 +8,10 @@
 
 mod common;
 
-use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
-use std::sync::OnceLock;
-use std::time::{Duration, Instant};
 
-/// BOUND: how long a program may run.
-const RUN_TIME_MAX: Duration = Duration::from_secs(150);
-const SANITIZE: &[&str] = &[
-    "-fsanitize=address,undefined",
-    "-fno-sanitize-recover=all",
-    "-fno-omit-frame-pointer",
-];
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Linked {
-    Shared,
-    Static,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Checked {
-    Plain,
-    Sanitized,
-}
+use common::programs::{self, Checked, Linked, SANITIZE, run};
 
 /// Every program, by folder: the examples with the warnings of their Makefile, ours with more.
 fn programs() -> Vec<PathBuf> {
@@ -62,7 +40,6 @@ fn arguments(program: &Path, checked: Checked) -> &'static [&'static str] {
 
 fn build(source: &Path, program: &Path, linked: Linked, checked: Checked) {
     let root = common::root();
-    let libraries = common::libraries();
     let mut compiler = common::compiler(false);
     compiler
         .args([
@@ -81,52 +58,8 @@ fn build(source: &Path, program: &Path, linked: Linked, checked: Checked) {
         compiler.args(SANITIZE);
     }
     compiler.arg(source).arg("-o").arg(program);
-    match linked {
-        Linked::Shared => {
-            let directory = libraries.shared.parent().unwrap();
-            compiler
-                .arg("-L")
-                .arg(directory)
-                .arg(format!("-Wl,-rpath,{}", directory.display()))
-                .args(["-ltensorswap", "-lm"]);
-        }
-        Linked::Static => {
-            compiler
-                .arg(&libraries.archive)
-                .args(common::NATIVE_LIBS.split(' '));
-        }
-    }
+    programs::link(&mut compiler, linked);
     common::run(&mut compiler);
-}
-
-/// How a program ended, and what it said. It is ended where it takes too long.
-fn run(program: &Path, directory: &Path, arguments: &[&str]) -> (Option<ExitStatus>, String) {
-    let log = directory.join(".output");
-    let output = File::create(&log).unwrap();
-    let mut child = Command::new(program)
-        .args(arguments)
-        .current_dir(directory)
-        .env("ASAN_OPTIONS", "detect_leaks=1:abort_on_error=0")
-        .env("UBSAN_OPTIONS", "print_stacktrace=1")
-        .stdin(Stdio::null())
-        .stderr(output.try_clone().unwrap())
-        .stdout(output)
-        .spawn()
-        .unwrap();
-    let started = Instant::now();
-    let status = loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            break Some(status);
-        }
-        if started.elapsed() > RUN_TIME_MAX {
-            child.kill().unwrap();
-            child.wait().unwrap();
-            break None;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    };
-    let text = String::from_utf8_lossy(&std::fs::read(&log).unwrap()).into_owned();
-    (status, text)
 }
 
 /// Builds and runs all programs in one way; all failures are told together.
@@ -139,18 +72,7 @@ fn build_and_run_all(linked: Linked, checked: Checked) {
         build(&source, &program, linked, checked);
         let directory = common::directory();
         let arguments = arguments(&source, checked);
-        let (status, output) = run(&program, directory.path(), arguments);
-        match status.map(|status| (status.code(), status)) {
-            Some((Some(0), _)) => {}
-            Some((Some(77), _)) => {
-                let reason = output.lines().last().unwrap_or_default();
-                common::skip(&name, reason);
-            }
-            Some((_, status)) => failures += &format!("{name}: {status}\n{output}\n"),
-            None => {
-                failures += &format!("{name}: still running after {RUN_TIME_MAX:?}\n{output}\n")
-            }
-        }
+        failures += &programs::failure(&program, directory.path(), arguments);
     }
     assert!(failures.is_empty(), "{failures}");
 }
@@ -178,7 +100,12 @@ fn a_training_that_is_killed_in_the_middle_of_a_step_ends_with_the_same_bits() {
         ],
         &["--threads", "4", "--set", "backend=threads"],
     ];
-    for way in ways {
+    let ways_len = if common::is_long("more settings") {
+        ways.len()
+    } else {
+        2
+    };
+    for way in &ways[..ways_len] {
         let directory = common::directory();
         let train = |more: &[&str]| {
             let shared = ["--hidden", "264", "--steps", "12", "--store", "store"];
@@ -203,31 +130,8 @@ fn a_training_that_is_killed_in_the_middle_of_a_step_ends_with_the_same_bits() {
     }
 }
 
-/// Why nothing can be sanitized here, if so: the compiler or its runtime lacks it, or the
-/// sanitizer cannot work in this container.
-fn sanitizers_missing() -> Option<&'static str> {
-    static MISSING: OnceLock<Option<String>> = OnceLock::new();
-    MISSING
-        .get_or_init(|| {
-            let directory = common::directory();
-            let source = directory.path().join("empty.c");
-            let program = directory.path().join("empty");
-            std::fs::write(&source, "int main(void) { return 0; }\n").unwrap();
-            let mut compiler = common::compiler(false);
-            compiler.args(SANITIZE).arg(&source).arg("-o").arg(&program);
-            let built = compiler.output().unwrap();
-            if !built.status.success() {
-                return Some(String::from_utf8_lossy(&built.stderr).into_owned());
-            }
-            let (status, output) = run(&program, directory.path(), &[]);
-            let works = status.is_some_and(|status| status.success());
-            (!works).then_some(output)
-        })
-        .as_deref()
-}
-
 fn sanitized(linked: Linked) {
-    match sanitizers_missing() {
+    match programs::sanitizers_missing() {
         Some(reason) => common::skip("sanitizers", reason),
         None => build_and_run_all(linked, Checked::Sanitized),
     }
@@ -240,11 +144,17 @@ fn programs_with_the_shared_library() {
 
 #[test]
 fn programs_with_the_static_library() {
+    if !common::is_long("the static library without sanitizers") {
+        return;
+    }
     build_and_run_all(Linked::Static, Checked::Plain);
 }
 
 #[test]
 fn programs_with_the_shared_library_under_sanitizers() {
+    if !common::is_long("the shared library under sanitizers") {
+        return;
+    }
     sanitized(Linked::Shared);
 }
 

@@ -124,9 +124,11 @@ fn the_files_that_documents_link_to_exist() {
     let mut count = 0;
     for document in documents {
         let text = std::fs::read_to_string(&document).unwrap();
+        // Not in listings, where a lambda looks like a link.
         let links = text
-            .split("](")
-            .skip(1)
+            .split("```")
+            .step_by(2)
+            .flat_map(|prose| prose.split("](").skip(1))
             .filter_map(|rest| rest.split([')', '#']).next())
             .filter(|link| !link.starts_with("http") && !link.is_empty());
         for link in links {

@@ -13,6 +13,7 @@ mod arena;
 mod commit;
 mod core;
 mod figures;
+mod footprint;
 mod gradient_calls;
 mod gradients;
 mod image;
@@ -32,6 +33,7 @@ mod view;
 mod views;
 
 pub use crate::store::STATES_MAX;
+pub use footprint::Footprint;
 pub use gradient_calls::GradientNorm;
 pub use initialize::Partition;
 pub use optimizer_swapper::{NO_PARAMETER, Optimizer};

@@ -316,7 +316,7 @@ fn check_name(name: &str) -> Result<()> {
     Ok(())
 }
 
-fn check_types(position: usize, dtype: Dtype, disk_dtype: Dtype) -> Result<()> {
+pub(super) fn check_types(position: usize, dtype: Dtype, disk_dtype: Dtype) -> Result<()> {
     if dtype != disk_dtype && !(is_convertible(dtype) && is_convertible(disk_dtype)) {
         return Err(Error::Unsupported {
             message: format!(

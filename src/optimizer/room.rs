@@ -5,6 +5,7 @@ use super::arena::{Arena, ArenaPlan, Demand, plan};
 use super::core::Core;
 use super::optimizer_swapper::Optimizer;
 use super::record::{Record, Residency};
+use crate::base::config::OptimizerOptions;
 use crate::base::error::{Error, Result};
 use crate::base::sync::MutexGuard;
 
@@ -84,19 +85,7 @@ impl Optimizer {
     }
 
     fn plan_arena(&self, core: &Core) -> Result<ArenaPlan> {
-        let options = &self.shared.options;
-        let ahead = |pipelined: bool, count: Option<u32>| match (pipelined, count) {
-            (false, _) => 0,
-            (true, count) => u64::from(count.unwrap_or(1)),
-        };
-        let demand = Demand {
-            views_max: options.views_max,
-            pinned_bytes: options.pinned_bytes,
-            pipelined_count: ahead(options.pipeline_read, options.read_ahead)
-                + ahead(options.pipeline_write, options.write_behind),
-            cache_bytes: options.cache_bytes,
-        };
-        plan(&record_sizes(core), demand)
+        plan(&record_sizes(core), demand_of(&self.shared.options))
     }
 
     /// Writes all that is in memory only, and waits until nothing moves.
@@ -116,6 +105,21 @@ impl Optimizer {
             core = self.shared.wait_for(core, false);
         }
         core
+    }
+}
+
+/// What the options demand of the arena.
+pub(super) fn demand_of(options: &OptimizerOptions) -> Demand {
+    let ahead = |pipelined: bool, count: Option<u32>| match (pipelined, count) {
+        (false, _) => 0,
+        (true, count) => u64::from(count.unwrap_or(1)),
+    };
+    Demand {
+        views_max: options.views_max,
+        pinned_bytes: options.pinned_bytes,
+        pipelined_count: ahead(options.pipeline_read, options.read_ahead)
+            + ahead(options.pipeline_write, options.write_behind),
+        cache_bytes: options.cache_bytes,
     }
 }
 

@@ -10,6 +10,7 @@ use crate::base::sync::{MutexGuard, lock};
 use crate::base::units::to_u64;
 use crate::io::Tensor;
 use crate::memory::MemoryRange;
+use crate::memory::numbers::is_convertible;
 use crate::store::{StateSpec, USER_DATA_BYTES_MAX};
 
 impl Optimizer {
@@ -232,9 +233,8 @@ impl Core {
 /// Whether a tensor can take, or give, all values of a state.
 fn check_tensor(core: &Core, index: u32, state: &StateSpec, tensor: &Tensor) -> Result<()> {
     let numel = core.record(index).numel;
-    let is_float = |dtype: Dtype| matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::Bf16);
     let (given, kept) = (tensor.dtype, state.dtype);
-    if given != kept && !(is_float(given) && is_float(kept)) {
+    if given != kept && !(is_convertible(given) && is_convertible(kept)) {
         return Err(Error::DtypeMismatch(format!(
             "state {} is {}, the tensor is {}",
             state.name,

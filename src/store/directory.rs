@@ -147,27 +147,8 @@ impl Directory {
     /// # Errors
     /// `Corrupt` where something else has its name; `Io`.
     pub(crate) fn open_file(&self, name: &CStr, role: Role) -> Result<Option<StoreFile>> {
-        let foreign = |errno| {
-            Error::Corrupt(Box::new(IoFailure {
-                operation: "open",
-                path: self.path_of(name).to_string_lossy().into_owned(),
-                offset_bytes: None,
-                errno,
-                detail: "a store keeps regular files only".to_owned(),
-            }))
-        };
-        let file = match sys::open_at(self.directory.as_fd(), name, false) {
-            Ok(file) => file,
-            Err(libc::ENOENT) => return Ok(None),
-            Err(errno @ (libc::ELOOP | libc::EISDIR | libc::ENXIO)) => return Err(foreign(errno)),
-            Err(errno) => return Err(self.failed("open", name, errno)),
-        };
-        let status = sys::fstat(file.as_fd()).map_err(|errno| self.failed("stat", name, errno))?;
-        if status.kind != FileKind::Regular {
-            return Err(foreign(0));
-        }
-        let (path, witness) = (self.path_of(name), self.witness.clone());
-        Ok(Some(StoreFile::new(file, path, role, witness)))
+        let opened = sys::open_at(self.directory.as_fd(), name, false);
+        regular_file(opened, self.path_of(name), role, self.witness.clone())
     }
 
     /// Removes a file, if there is one.
@@ -251,6 +232,39 @@ impl Directory {
     }
 }
 
+/// What became of opening one of a store's files; `None` where there is none.
+///
+/// # Errors
+/// `Corrupt` where something else has its name; `Io`.
+pub(crate) fn regular_file(
+    opened: Result<OwnedFd, Errno>,
+    path: CString,
+    role: Role,
+    witness: Option<Arc<Witness>>,
+) -> Result<Option<StoreFile>> {
+    let foreign = |errno| {
+        Error::Corrupt(Box::new(IoFailure {
+            operation: "open",
+            path: path.to_string_lossy().into_owned(),
+            offset_bytes: None,
+            errno,
+            detail: "a store keeps regular files only".to_owned(),
+        }))
+    };
+    let failed = |operation, errno| Error::io(operation, path.to_bytes(), None, errno, "");
+    let file = match opened {
+        Ok(file) => file,
+        Err(libc::ENOENT) => return Ok(None),
+        Err(errno @ (libc::ELOOP | libc::EISDIR | libc::ENXIO)) => return Err(foreign(errno)),
+        Err(errno) => return Err(failed("open", errno)),
+    };
+    let status = sys::fstat(file.as_fd()).map_err(|errno| failed("stat", errno))?;
+    if status.kind != FileKind::Regular {
+        return Err(foreign(0));
+    }
+    Ok(Some(StoreFile::new(file, path, role, witness)))
+}
+
 /// The directory of a rank.
 pub(crate) fn rank_path(path: &Path, rank: u32) -> Result<CString> {
     c_path(&path.join(format!("rank{rank}")))
@@ -262,7 +276,7 @@ pub(crate) fn join(path: &CStr, name: &CStr) -> CString {
     CString::new(bytes).unwrap_or_default()
 }
 
-fn c_path(path: &Path) -> Result<CString> {
+pub(crate) fn c_path(path: &Path) -> Result<CString> {
     CString::new(path.as_os_str().as_bytes())
         .map_err(|_| Error::invalid("a path contains a zero byte"))
 }

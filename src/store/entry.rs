@@ -22,12 +22,30 @@ const ENTRY_MAGIC: [u8; 4] = *b"TSWE";
 
 /// CRC-32C (Castagnoli) over the parts, one after the other.
 pub(crate) fn checksum(parts: &[&[u8]]) -> u32 {
-    let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
+    let mut checksum = Checksum::new();
     for part in parts {
-        digest.update(part);
+        checksum.update(part);
     }
-    // A 32-bit checksum in 64 bits.
-    u32::try_from(digest.finalize()).unwrap_or(0)
+    checksum.finish()
+}
+
+/// The same over parts that come one by one.
+#[derive(Debug)]
+pub(crate) struct Checksum(crc_fast::Digest);
+
+impl Checksum {
+    pub(crate) fn new() -> Checksum {
+        Checksum(crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi))
+    }
+
+    pub(crate) fn update(&mut self, part: &[u8]) {
+        self.0.update(part);
+    }
+
+    pub(crate) fn finish(self) -> u32 {
+        // A 32-bit checksum in 64 bits.
+        u32::try_from(self.0.finalize()).unwrap_or(0)
+    }
 }
 
 /// What an entry is.

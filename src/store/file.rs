@@ -102,17 +102,32 @@ impl StoreFile {
             Error::NoMemory(format!("{len_bytes} bytes to read {path}"))
         })?;
         bytes.resize(len_bytes, 0);
-        let mut done = 0;
-        while done < len_bytes {
-            let offset = to_u64(done);
-            match sys::read_at(self.file.as_fd(), &mut bytes[done..], offset) {
-                Ok(0) => break,
-                Ok(more) => done += more,
-                Err(errno) => return Err(self.failed("read", Some(offset), errno)),
-            }
-        }
+        let done = self.read_at(&mut bytes, 0)?;
         bytes.truncate(done);
         Ok(bytes)
+    }
+
+    /// Fills `bytes` from `offset` on as far as the file goes; says how far.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<usize> {
+        let mut done = 0;
+        while done < bytes.len() {
+            let at = offset + to_u64(done);
+            match sys::read_at(self.file.as_fd(), &mut bytes[done..], at) {
+                Ok(0) => break,
+                Ok(more) => done += more,
+                Err(errno) => return Err(self.failed("read", Some(at), errno)),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Lets the next read of a range be one of storage, where the kernel permits it.
+    pub(crate) fn forget_cached(&self, offset: u64, len_bytes: u64) {
+        // What stays in memory is what was read from storage before, or is about to go there.
+        let _ = sys::forget_cached(self.file.as_fd(), offset, len_bytes);
     }
 
     /// Writes all bytes at `offset`, in as few calls as the system permits.

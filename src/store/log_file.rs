@@ -8,7 +8,7 @@ use super::directory::{Directory, LOG, NEW_LOG};
 use super::entry::{EntryWriter, Identity, Kind};
 use super::file::{Role, StoreFile};
 use super::header::{FORMAT_VERSION, LOG_HEADER_BYTES, LogHeader};
-use super::replay::{Unreadable, replay};
+use super::replay::{Replay, Unreadable, replay};
 use super::table::{RecordIndex, Table};
 use crate::base::error::{Error, Result};
 use crate::base::observe::events;
@@ -73,11 +73,7 @@ impl Log {
     /// # Errors
     /// `Corrupt`, `Unsupported` for a later version, `Io`, `NoMemory`.
     pub(crate) fn open(file: StoreFile) -> Result<(Log, Table)> {
-        // A file that is no log may be of any length: its beginning first.
-        let header = file.read_up_to(to_u64(LOG_HEADER_BYTES))?;
-        LogHeader::decode(&header).map_err(|bad| error_of(&file, bad.into()))?;
-        let bytes = file.read_up_to(FILE_OFFSET_MAX)?;
-        let read = replay(&bytes).map_err(|unreadable| error_of(&file, unreadable))?;
+        let (bytes, read) = read_log(&file)?;
         let len_bytes = to_u64(bytes.len());
         if len_bytes > read.end {
             events::log_cut(file.path().to_bytes(), read.end, len_bytes);
@@ -224,6 +220,19 @@ impl Log {
         let synced = directory.sync();
         let _ = self.for_ever(synced);
     }
+}
+
+/// Reads a whole log: its bytes, and what they say. Changes nothing.
+///
+/// # Errors
+/// As [`Log::open`].
+pub(crate) fn read_log(file: &StoreFile) -> Result<(Vec<u8>, Replay)> {
+    // A file that is no log may be of any length: its beginning first.
+    let header = file.read_up_to(to_u64(LOG_HEADER_BYTES))?;
+    LogHeader::decode(&header).map_err(|bad| error_of(file, bad.into()))?;
+    let bytes = file.read_up_to(FILE_OFFSET_MAX)?;
+    let read = replay(&bytes).map_err(|unreadable| error_of(file, unreadable))?;
+    Ok((bytes, read))
 }
 
 /// The header of a log, to be followed by entries.

@@ -7,8 +7,9 @@
 //! off what no reader could read, never opens with anything but what was committed last.
 //! `docs/FORMAT.md` describes every byte.
 //!
-//! [`layout`], [`version`], [`entry`], [`header`], [`table`] and [`replay`] are pure.
-//! Any thread may call [`Store`]; calls run on the thread of the caller.
+//! `layout`, `version`, `entry`, `header`, `table` and `replay` are pure. Any thread may call
+//! `Store`, which the optimizer uses, and [`StoreReader`], which looks at a store without its lock
+//! and changes nothing; calls run on the thread of the caller.
 
 mod directory;
 mod entry;
@@ -17,6 +18,7 @@ mod fuzz;
 mod header;
 pub(crate) mod layout;
 mod log_file;
+mod reader;
 mod replay;
 mod reservation;
 #[expect(
@@ -37,6 +39,7 @@ mod store_tests;
 pub(crate) use fuzz::read_any_log;
 pub use layout::STATES_MAX;
 pub(crate) use layout::{BLOCK_BYTES, Layout, StateSpec};
+pub use reader::{StoreReader, StoredParameter, StoredState};
 pub(crate) use store::Store;
-pub(crate) use table::{NAME_BYTES_MAX, USER_DATA_BYTES_MAX, push_tightly};
+pub(crate) use table::{NAME_BYTES_MAX, Table, USER_DATA_BYTES_MAX, push_tightly};
 pub(crate) use version::Version;

@@ -13,7 +13,7 @@ use super::reservation::Reservation;
 use super::table::{RecordIndex, StoredRecord, Table};
 use super::{Layout, StateSpec, Version};
 use crate::base::config::{OptimizerOptions, StoreMode};
-use crate::base::error::{Error, Result};
+use crate::base::error::{Error, IoFailure, Result};
 use crate::base::sync::{Mutex, lock};
 use crate::base::units::to_u64;
 use crate::io::Engine;
@@ -293,23 +293,31 @@ fn create_files(directory: &Directory) -> Result<(Log, Table, StoreFile)> {
 }
 
 fn open_data(directory: &Directory, log: &Log, table: &Table) -> Result<StoreFile> {
-    let Some(data) = directory.open_file(DATA, Role::Data)? else {
-        let path = directory.path_of(DATA);
-        let missing = Error::io(
-            "open",
-            path.to_bytes(),
-            None,
-            libc::ENOENT,
-            "the log is there",
-        );
-        let Error::Io(failure) = missing else {
-            return Err(missing);
-        };
-        return Err(Error::Corrupt(failure));
-    };
+    let data = directory.open_file(DATA, Role::Data)?;
+    let data = data.ok_or_else(|| data_is_gone(&directory.path_of(DATA)))?;
+    check_data(&data, log.identity(), table)?;
+    Ok(data)
+}
+
+/// The error for a log without a data file.
+pub(super) fn data_is_gone(path: &CStr) -> Error {
+    Error::Corrupt(Box::new(IoFailure {
+        operation: "open",
+        path: path.to_string_lossy().into_owned(),
+        offset_bytes: None,
+        errno: libc::ENOENT,
+        detail: "the log is there".to_owned(),
+    }))
+}
+
+/// Checks that a data file belongs to a log, and has all that the log records.
+///
+/// # Errors
+/// `Corrupt`, `Unsupported` for a later version, `Io`.
+pub(super) fn check_data(data: &StoreFile, log: &Identity, table: &Table) -> Result<()> {
     let header = data.read_up_to(to_u64(DATA_HEADER_BYTES))?;
-    let identity = decode_data_header(&header).map_err(|bad| error_of(&data, bad.into()))?;
-    if identity != *log.identity() {
+    let identity = decode_data_header(&header).map_err(|bad| error_of(data, bad.into()))?;
+    if identity != *log {
         return Err(data.corrupt(0, "it belongs to another store than the log beside it"));
     }
     let len_bytes = data.len_bytes()?;
@@ -317,5 +325,5 @@ fn open_data(directory: &Directory, log: &Log, table: &Table) -> Result<StoreFil
         let detail = format!("{} bytes are recorded in the log", table.data_bytes());
         return Err(data.corrupt(len_bytes, detail));
     }
-    Ok(data)
+    Ok(())
 }

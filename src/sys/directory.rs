@@ -38,11 +38,21 @@ fn directory(parent: libc::c_int, name: &CStr, more: libc::c_int) -> Result<Owne
 /// # Errors
 /// As `openat(2)`: `ELOOP` where it is a symbolic link.
 pub fn open_at(parent: BorrowedFd<'_>, name: &CStr, create: bool) -> Result<OwnedFd, Errno> {
+    let create = if create { libc::O_CREAT } else { 0 };
+    file(parent, name, libc::O_RDWR | create)
+}
+
+/// Opens the file called `name` in a directory for reading only. Closed on `exec`.
+///
+/// # Errors
+/// As [`open_at`].
+pub fn open_to_read_at(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
+    file(parent, name, libc::O_RDONLY)
+}
+
+fn file(parent: BorrowedFd<'_>, name: &CStr, bits: libc::c_int) -> Result<OwnedFd, Errno> {
     // O_NONBLOCK: opening what turns out to be a FIFO must not wait for its other end.
-    let mut bits = libc::O_RDWR | libc::O_CLOEXEC | libc::O_NOFOLLOW | libc::O_NONBLOCK;
-    if create {
-        bits |= libc::O_CREAT;
-    }
+    let bits = bits | libc::O_CLOEXEC | libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let mode: libc::c_uint = 0o600;
     let parent = parent.as_raw_fd();
     // SAFETY: the name ends in NUL by its type; the mode is given, as `O_CREAT` demands; the

@@ -67,6 +67,21 @@ pub fn is_open_for_writing(file: BorrowedFd<'_>) -> Result<bool, Errno> {
     }
 }
 
+/// Asks the kernel to drop what it keeps of a range of a file in memory, so that the next read is
+/// one of storage. What was not written back yet stays; 0 bytes reach to the end of the file.
+///
+/// # Errors
+/// As `posix_fadvise(2)`.
+pub fn forget_cached(file: BorrowedFd<'_>, offset_bytes: u64, len_bytes: u64) -> Result<(), Errno> {
+    let offset = libc::off_t::try_from(offset_bytes).map_err(|_| libc::EFBIG)?;
+    let len = libc::off_t::try_from(len_bytes).map_err(|_| libc::EFBIG)?;
+    // SAFETY: the descriptor is open for the call; no memory is involved.
+    match unsafe { libc::posix_fadvise(file.as_raw_fd(), offset, len, libc::POSIX_FADV_DONTNEED) } {
+        0 => Ok(()),
+        errno => Err(errno),
+    }
+}
+
 /// Bytes that a process without privileges may still write to the file system of `file`.
 ///
 /// # Errors
@@ -123,6 +138,8 @@ mod tests {
         assert_eq!(sync(file.as_fd()), Ok(()));
         assert_eq!(sync_data(file.as_fd()), Ok(()));
         assert!(free_bytes(file.as_fd()).unwrap() > 0);
+        assert_eq!(forget_cached(file.as_fd(), 0, 0), Ok(()));
+        assert_eq!(forget_cached(file.as_fd(), u64::MAX, 1), Err(libc::EFBIG));
         let directory = File::open(place.path()).unwrap();
         assert_eq!(sync(directory.as_fd()), Ok(()));
     }

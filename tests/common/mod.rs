@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 #![allow(clippy::print_stdout, reason = "a test says what it skips")]
 
+pub(crate) mod programs;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -46,6 +48,15 @@ pub(crate) fn skip(feature: &str, reason: &str) {
         .any(|name| name.trim() == feature || name.trim() == "all");
     assert!(!is_required, "{feature} is required: {reason}");
     println!("skipped ({feature}): {reason}");
+}
+
+/// Whether the full counts of `tests/long` are asked for; says what is left to it otherwise.
+pub(crate) fn is_long(what: &str) -> bool {
+    let long = std::env::var_os("TSW_TEST_LONG").is_some_and(|value| value == "1");
+    if !long {
+        println!("skipped (short): {what}: run by tests/long");
+    }
+    long
 }
 
 /// The libraries that C programs link.

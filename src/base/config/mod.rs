@@ -25,7 +25,7 @@ pub use keys::{Key, Object, keys};
 pub use optimizer::{
     ChecksumMode, GradientPlace, GradientType, OptimizerOptions, Rounding, StoreMode, SyncMode,
 };
-pub use parse::{Bounds, Directory, Kind};
+pub use parse::{Bounds, Directory, Kind, size_of as parse_size, size_text};
 use parse::{Value, shown};
 
 /// A set of keys and values. Keys that were not set have their defaults.

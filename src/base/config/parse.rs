@@ -201,8 +201,11 @@ fn digits(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| "is out of range".to_owned())
 }
 
-/// A number of bytes with or without a suffix.
-fn size_of(text: &str) -> Result<u64, String> {
+/// A number of bytes with or without a suffix, as every key that is a size takes it.
+///
+/// # Errors
+/// Why it is none: a phrase that follows the text in a message.
+pub fn size_of(text: &str) -> Result<u64, String> {
     let end = text
         .find(|c: char| !c.is_ascii_digit())
         .unwrap_or(text.len());
@@ -227,8 +230,9 @@ fn size_of(text: &str) -> Result<u64, String> {
     }
 }
 
-/// The shortest exact spelling of a size.
-fn size_text(bytes: u64) -> String {
+/// The shortest exact spelling of a size, as [`size_of`] takes it.
+#[must_use]
+pub fn size_text(bytes: u64) -> String {
     SUFFIXES
         .iter()
         .find(|(_, scale)| bytes != 0 && bytes.is_multiple_of(*scale))

@@ -90,7 +90,7 @@ impl Scheduler {
     }
 
     /// Notes that a read met the end of the file.
-    pub(super) fn fail_short(&mut self, key: usize, offset: u64, end: u64) {
+    pub(super) fn fail_short(&mut self, key: usize, offset: u64, end: u64, read_up_to_it: bool) {
         let task = &self.tasks[key];
         let request = &self.requests[task.request].request;
         let path = request.path(&request.files[task.part]);
@@ -99,7 +99,12 @@ impl Scheduler {
             path: String::from_utf8_lossy(path).into_owned(),
             offset_bytes: Some(offset),
             errno: 0,
-            detail: format!("the file ends at {end}, {} wanted", task.bytes.end),
+            detail: format!(
+                "the file ends at {end}{}, {} wanted",
+                // What begins behind the end of the file cannot tell where that is.
+                if read_up_to_it { "" } else { " or before" },
+                task.bytes.end
+            ),
         }));
         self.fail(key, Some(offset), error);
     }

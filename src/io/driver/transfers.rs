@@ -262,7 +262,7 @@ impl Scheduler {
             // Nothing more comes, also after the last whole block was read again.
             let end = flight.operation.file_offset + reached;
             let at = end.max(self.tasks[flight.task].bytes.start);
-            self.fail_short(flight.task, at, end);
+            self.fail_short(flight.task, at, end, reached > 0);
             self.operation_over(&flight);
         } else if stalled {
             self.operation_failed(&flight, libc::EIO);

@@ -39,6 +39,7 @@ pub(crate) struct Transfer {
 pub(crate) struct RingLoop {
     ring: IoUring,
     registered: bool,
+    depth_peak: u32,
 }
 
 impl RingLoop {
@@ -57,7 +58,16 @@ impl RingLoop {
             .collect();
         // SAFETY: the areas outlive the ring: this function's own contract.
         let registered = unsafe { ring.submitter().register_buffers(&vectors) }.is_ok();
-        Ok(RingLoop { ring, registered })
+        Ok(RingLoop {
+            ring,
+            registered,
+            depth_peak: 0,
+        })
+    }
+
+    /// The most transfers that were in flight at once.
+    pub(crate) fn depth_peak(&self) -> u32 {
+        self.depth_peak
     }
 
     fn entry(&self, transfer: &Transfer) -> Result<squeue::Entry> {
@@ -93,6 +103,7 @@ impl RingLoop {
                 unsafe { self.ring.submission().push(&entry) }.map_err(Error::other)?;
                 in_flight += 1;
             }
+            self.depth_peak = self.depth_peak.max(in_flight);
             if in_flight == 0 {
                 return Ok(());
             }

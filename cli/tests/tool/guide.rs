@@ -1,0 +1,47 @@
+//! `docs/CLI.md`: its listings, one after the other in one directory, as they stand.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::support::*;
+
+#[test]
+fn every_listing_of_the_guide_runs() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/CLI.md");
+    let guide = std::fs::read_to_string(path).unwrap();
+    let listings: Vec<&str> = guide
+        .split("```sh\n")
+        .skip(1)
+        .map(|rest| rest.split("```").next().unwrap())
+        .collect();
+    assert_eq!(listings.len(), 6);
+    let place = place();
+    store(&place.path().join("run"));
+    let tool = Path::new(env!("CARGO_BIN_EXE_tensorswap"))
+        .parent()
+        .unwrap();
+    let path = format!("{}:{}", tool.display(), std::env::var("PATH").unwrap());
+    for listing in listings {
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-euc", listing])
+            .env("PATH", &path)
+            .current_dir(place.path());
+        let output = shell.output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success() && errors.is_empty(),
+            "{listing}\n{errors}"
+        );
+    }
+    let made = [
+        "deepspeed_aio.json",
+        "doctor.json",
+        "doctor.txt",
+        "run",
+        "store.json",
+        "tensorswap-tune.html",
+        "tensorswap.json",
+    ];
+    assert_eq!(names_in(place.path()), made);
+}

@@ -1,0 +1,19 @@
+//! Runs the tool as its users do, and looks at what it prints, writes, and leaves behind.
+#![allow(
+    unsafe_code,
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::print_stdout,
+    reason = "tests"
+)]
+
+mod bench;
+mod doctor;
+mod guide;
+mod inspect;
+mod man;
+mod plan;
+mod readme;
+mod support;
+mod terminal;
+mod tune;

@@ -1,0 +1,30 @@
+# Which versions an installed tensorswap stands in for: earlier ones of the same first number, and
+# while that is 0, of the same second number too.
+set(PACKAGE_VERSION "0.1.0")
+
+if(NOT PACKAGE_FIND_VERSION)
+  set(PACKAGE_VERSION_COMPATIBLE TRUE)
+elseif(PACKAGE_FIND_VERSION VERSION_GREATER PACKAGE_VERSION)
+  set(PACKAGE_VERSION_COMPATIBLE FALSE)
+else()
+  set(_tensorswap_same "${PACKAGE_FIND_VERSION_MAJOR}.")
+  if(PACKAGE_FIND_VERSION_MAJOR EQUAL 0)
+    string(APPEND _tensorswap_same "${PACKAGE_FIND_VERSION_MINOR}.")
+  endif()
+  string(FIND "${PACKAGE_VERSION}" "${_tensorswap_same}" _tensorswap_at)
+  if(_tensorswap_at EQUAL 0)
+    set(PACKAGE_VERSION_COMPATIBLE TRUE)
+  else()
+    set(PACKAGE_VERSION_COMPATIBLE FALSE)
+  endif()
+  unset(_tensorswap_same)
+  unset(_tensorswap_at)
+endif()
+if(PACKAGE_FIND_VERSION VERSION_EQUAL PACKAGE_VERSION)
+  set(PACKAGE_VERSION_EXACT TRUE)
+endif()
+
+# The library is built for 64 bits.
+if(CMAKE_SIZEOF_VOID_P AND NOT CMAKE_SIZEOF_VOID_P EQUAL 8)
+  set(PACKAGE_VERSION_UNSUITABLE TRUE)
+endif()

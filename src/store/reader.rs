@@ -1,0 +1,255 @@
+//! A store opened to be looked at: what it records, and whether its bytes are as they were written.
+
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use super::Version;
+use super::directory::{DATA, LOG, c_path, join, regular_file};
+use super::entry::Checksum;
+use super::file::{Role, StoreFile};
+use super::header::FORMAT_VERSION;
+use super::log_file::read_log;
+use super::replay::Replay;
+use super::store::{check_data, data_is_gone};
+use super::table::StoredRecord;
+use crate::base::dtype::Dtype;
+use crate::base::error::{Error, IoFailure, Result};
+use crate::base::units::{MIB, to_u64, to_usize};
+use crate::sys;
+
+/// Bytes that are read at once.
+const PIECE_BYTES: u64 = 4 * MIB;
+
+/// What a store recorded when it was opened. Any thread may call any method.
+///
+/// It opens files for reading only, changes nothing, neither takes nor tries the lock, and so
+/// works on a read-only file system, and beside a process that uses the store. It then tells what
+/// was committed last when it was opened. What a later commit replaces may be written over by the
+/// one after that: who verifies beside a writer opens a second reader before taking a wrong
+/// checksum for damage, and looks whether [`StoredParameter::generation`] is still the same.
+#[derive(Debug)]
+pub struct StoreReader {
+    read: Replay,
+    log_bytes: u64,
+    data: StoreFile,
+    data_bytes: u64,
+}
+
+/// A state that every parameter of a store has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredState<'a> {
+    /// The name that it was added under.
+    pub name: &'a str,
+    /// The type of its elements in memory.
+    pub dtype: Dtype,
+    /// The type of its elements on storage.
+    pub disk_dtype: Dtype,
+}
+
+/// A parameter as a store records it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredParameter<'a> {
+    /// The id that its user chose.
+    pub id: u64,
+    /// The name, where it was given one.
+    pub name: Option<&'a str>,
+    /// Elements of each state.
+    pub numel: u64,
+    /// Bytes that one version of it takes in the data file; it has room for two.
+    pub extent_bytes: u64,
+    /// Where the durable version lies in the data file, in bytes; `None` where nothing was
+    /// committed, and all states are zero.
+    pub offset_bytes: Option<u64>,
+    /// Counts the versions that were committed; 0 before the first.
+    pub generation: u32,
+    /// A bit for each state that is all zeros and was not written.
+    pub zero_states: u8,
+    /// Whether the store keeps checksums of this version.
+    pub is_checked: bool,
+}
+
+impl StoreReader {
+    /// Opens the store in `directory`: one that holds `log` and `data`, `rank<N>` below the
+    /// optimizer's `path`.
+    ///
+    /// # Errors
+    /// `Io`: `NOT_FOUND` where there is no store; `Corrupt`; `Unsupported` for a later version of
+    /// the format; `NoMemory`.
+    pub fn open(directory: &Path) -> Result<StoreReader> {
+        let path = c_path(directory)?;
+        let failed = |errno| Error::io("open", path.to_bytes(), None, errno, "");
+        let opened = sys::open_directory(&path).map_err(failed)?;
+        let file = |name, role| {
+            let file = sys::open_to_read_at(opened.as_fd(), name);
+            regular_file(file, join(&path, name), role, None)
+        };
+        let log = file(LOG, Role::Log)?.ok_or_else(|| {
+            let detail = "there is no log in it: it is not a store";
+            Error::io("open", path.to_bytes(), None, libc::ENOENT, detail)
+        })?;
+        // In this order: records get their place in the data file before they are in the log.
+        let (bytes, read) = read_log(&log)?;
+        let data = file(DATA, Role::Data)?.ok_or_else(|| data_is_gone(&join(&path, DATA)))?;
+        check_data(&data, &read.identity, &read.table)?;
+        Ok(StoreReader {
+            log_bytes: to_u64(bytes.len()),
+            data_bytes: data.len_bytes()?,
+            read,
+            data,
+        })
+    }
+
+    /// The version of the format that it is in.
+    #[must_use]
+    pub fn format_version(&self) -> u32 {
+        // No other version can be opened.
+        FORMAT_VERSION
+    }
+
+    /// What tells this store from every other.
+    #[must_use]
+    pub fn identity(&self) -> [u8; 16] {
+        self.read.identity
+    }
+
+    /// Steps done, as last committed.
+    #[must_use]
+    pub fn step(&self) -> u64 {
+        self.read.table.step
+    }
+
+    /// Commits so far.
+    #[must_use]
+    pub fn commits_count(&self) -> u64 {
+        self.read.sequence
+    }
+
+    /// The user's own bytes, as last committed.
+    #[must_use]
+    pub fn user_data(&self) -> &[u8] {
+        &self.read.table.user_data
+    }
+
+    /// Length of the log.
+    #[must_use]
+    pub fn log_bytes(&self) -> u64 {
+        self.log_bytes
+    }
+
+    /// Bytes behind the last commit in the log: the remains of one that did not end, or of one
+    /// that was being written at that moment. They mean nothing.
+    #[must_use]
+    pub fn torn_bytes(&self) -> u64 {
+        self.log_bytes.saturating_sub(self.read.end)
+    }
+
+    /// Length of the data file, which may be longer than its records.
+    #[must_use]
+    pub fn data_bytes(&self) -> u64 {
+        self.data_bytes
+    }
+
+    /// Its states; the first one is the master parameter.
+    pub fn states(&self) -> impl ExactSizeIterator<Item = StoredState<'_>> {
+        let states = &self.read.table.layout().states;
+        states.iter().map(|state| StoredState {
+            name: &state.name,
+            dtype: state.dtype,
+            disk_dtype: state.disk_dtype,
+        })
+    }
+
+    /// Its parameters, in the order in which they were first registered.
+    pub fn parameters(&self) -> impl ExactSizeIterator<Item = StoredParameter<'_>> {
+        let records = self.read.table.records().iter();
+        records.map(|record| self.described(record))
+    }
+
+    fn described<'a>(&self, record: &'a StoredRecord) -> StoredParameter<'a> {
+        let extent_bytes = self.read.table.layout().extent_bytes(record.numel);
+        let offset = |version: Version| record.offset + u64::from(version.slot) * extent_bytes;
+        StoredParameter {
+            id: record.id,
+            name: record.name.as_deref(),
+            numel: record.numel,
+            extent_bytes,
+            offset_bytes: record.durable.map(offset),
+            generation: record.durable.map_or(0, |version| version.generation),
+            zero_states: record.durable.map_or(0, |version| version.zero_states),
+            is_checked: record.durable.is_some_and(|version| version.checked),
+        }
+    }
+
+    /// Reads the durable version of the parameter `index` from storage and compares its checksums;
+    /// says how many bytes were compared. That is none where nothing was committed, where all is
+    /// zero, and where the store keeps no checksums of it.
+    ///
+    /// # Errors
+    /// `Checksum` names the state, its place, and both checksums; `InvalidArgument` where there is
+    /// no such parameter; `Io`, `NoMemory`.
+    pub fn verify(&self, index: usize) -> Result<u64> {
+        let (table, no_record) = (&self.read.table, || Error::invalid("no such parameter"));
+        let record = table.records().get(index).ok_or_else(no_record)?;
+        let Some(version) = record.durable.filter(|version| version.checked) else {
+            return Ok(0);
+        };
+        let layout = table.layout();
+        let start = record.offset + u64::from(version.slot) * layout.extent_bytes(record.numel);
+        let mut compared_bytes = 0;
+        for (number, state) in layout.states.iter().enumerate() {
+            if version.zero_states & (1 << number) != 0 {
+                continue;
+            }
+            let offset = start + layout.image(number, record.numel).start;
+            let len_bytes = layout.image_bytes(number, record.numel);
+            let (found, expected) = (self.checksum(offset, len_bytes)?, version.checksums[number]);
+            if found != expected {
+                return Err(Error::Checksum(Box::new(IoFailure {
+                    operation: "verify",
+                    path: self.data.path().to_string_lossy().into_owned(),
+                    offset_bytes: Some(offset),
+                    errno: 0,
+                    detail: format!(
+                        "{} of parameter {}{} has the checksum {found:08x}, and {expected:08x} \
+                         was recorded",
+                        state.name,
+                        record.id,
+                        in_brackets(record.name.as_deref()),
+                    ),
+                })));
+            }
+            compared_bytes += len_bytes;
+        }
+        Ok(compared_bytes)
+    }
+
+    /// The checksum of a part of the data file, as it is on storage.
+    fn checksum(&self, offset: u64, len_bytes: u64) -> Result<u32> {
+        let piece = to_usize(PIECE_BYTES.min(len_bytes))?;
+        let mut memory = Vec::new();
+        memory
+            .try_reserve_exact(piece)
+            .map_err(|_| Error::NoMemory(format!("{piece} bytes to verify a state")))?;
+        memory.resize(piece, 0);
+        self.data.forget_cached(offset, len_bytes);
+        let mut checksum = Checksum::new();
+        let mut done = 0;
+        while done < len_bytes {
+            let piece = &mut memory[..to_usize(PIECE_BYTES.min(len_bytes - done))?];
+            let at = offset + done;
+            if self.data.read_at(piece, at)? < piece.len() {
+                return Err(self
+                    .data
+                    .corrupt(at, "the file ends in the middle of a record"));
+            }
+            checksum.update(piece);
+            done += to_u64(piece.len());
+        }
+        self.data.forget_cached(offset, len_bytes);
+        Ok(checksum.finish())
+    }
+}
+
+fn in_brackets(name: Option<&str>) -> String {
+    name.map_or_else(String::new, |name| format!(" ({name})"))
+}
