@@ -369,6 +369,16 @@ impl Engine {
         }
     }
 
+    /// Does something that is to be in the timeline. Without one, no clock is read.
+    fn traced<T>(&self, name: &'static str, work: impl FnOnce() -> T) -> T {
+        let started = self.trace().map(|_| Instant::now());
+        let done = work();
+        if let Some(started) = started {
+            self.trace_call(name, started);
+        }
+        done
+    }
+
     /// Who is to be told of changes of storage that are not the engine's.
     pub(crate) fn witness(&self) -> Option<&Arc<Witness>> {
         self.core.witness.as_ref()
@@ -392,10 +402,7 @@ impl Engine {
     /// The request's own error is in the completion.
     pub fn wait(&self, ticket: Ticket, timeout: Option<Duration>) -> Result<Completion> {
         self.check_waiting()?;
-        let started = Instant::now();
-        let waited = self.core.tickets.wait(ticket, timeout);
-        self.trace_call("wait", started);
-        waited
+        self.traced("wait", || self.core.tickets.wait(ticket, timeout))
     }
 
     /// Delivers up to `cap` finished tickets, oldest first, and ends them; returns how many.
@@ -431,10 +438,7 @@ impl Engine {
     /// The first error among them, `TimedOut`, `Forked`.
     pub fn wait_all(&self, timeout: Option<Duration>) -> Result<()> {
         self.check_waiting()?;
-        let started = Instant::now();
-        let waited = self.core.tickets.wait_all(timeout);
-        self.trace_call("wait for all", started);
-        waited
+        self.traced("wait for all", || self.core.tickets.wait_all(timeout))
     }
 
     /// A descriptor that is readable while a completion waits to be delivered. The engine's: it is

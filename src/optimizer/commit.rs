@@ -191,7 +191,7 @@ pub(super) fn run(shared: &Arc<Shared>) {
                 .commit(commit.step, &commit.changes, commit.user_data.as_deref()),
         };
         shared.figures.note_commit(started, done.is_ok());
-        shared.timeline.call("commit", started);
+        shared.engine.trace_call("commit", started);
         core = lock(&shared.core);
         if done.is_err() {
             core.dead = shared.store.failure();

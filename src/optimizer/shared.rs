@@ -53,7 +53,7 @@ impl Shared {
             (&self.figures.wait_write_ns, "wait for a write")
         };
         counter.add(nanos(started.elapsed()));
-        self.timeline.call(name, started);
+        self.engine.trace_call(name, started);
         core
     }
 

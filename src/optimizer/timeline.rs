@@ -75,14 +75,4 @@ impl Timeline {
             .trace
             .span(Span::of_this_thread(name, started, details));
     }
-
-    /// The calling thread has done this until now.
-    pub(super) fn call(&self, name: &'static str, started: Instant) {
-        if let Some(drawn) = &self.drawn {
-            let details = Details::default();
-            drawn
-                .trace
-                .span(Span::of_this_thread(name, started, details));
-        }
-    }
 }

@@ -166,13 +166,14 @@ impl StoreReader {
     }
 
     fn described<'a>(&self, record: &'a StoredRecord) -> StoredParameter<'a> {
-        let extent_bytes = self.read.table.layout().extent_bytes(record.numel);
-        let offset = |version: Version| record.offset + u64::from(version.slot) * extent_bytes;
+        let layout = self.read.table.layout();
+        let offset =
+            |version: Version| layout.slot_offset(record.offset, version.slot, record.numel);
         StoredParameter {
             id: record.id,
             name: record.name.as_deref(),
             numel: record.numel,
-            extent_bytes,
+            extent_bytes: layout.extent_bytes(record.numel),
             offset_bytes: record.durable.map(offset),
             generation: record.durable.map_or(0, |version| version.generation),
             zero_states: record.durable.map_or(0, |version| version.zero_states),
@@ -194,7 +195,7 @@ impl StoreReader {
             return Ok(0);
         };
         let layout = table.layout();
-        let start = record.offset + u64::from(version.slot) * layout.extent_bytes(record.numel);
+        let start = layout.slot_offset(record.offset, version.slot, record.numel);
         let mut compared_bytes = 0;
         for (number, state) in layout.states.iter().enumerate() {
             if version.zero_states & (1 << number) != 0 {

@@ -177,14 +177,12 @@ fn write_all(file: BufWriter<File>, spans: &Receiver<Span>, epoch: Instant) -> s
     let mut timeline = Timeline {
         file,
         epoch,
-        separator: "[\n",
+        separator: "\n",
         rows: HashMap::new(),
     };
+    write!(timeline.file, "[")?;
     for span in spans {
         timeline.write(&span)?;
-    }
-    if timeline.separator == "[\n" {
-        write!(timeline.file, "[")?;
     }
     writeln!(timeline.file, "\n]")?;
     timeline.file.flush()
@@ -202,11 +200,7 @@ struct Timeline {
 
 impl Timeline {
     fn write(&mut self, span: &Span) -> std::io::Result<()> {
-        let group = match span.row {
-            Row::Operation(_) => Group::Operations,
-            Row::Parameter(_) => Group::Parameters,
-            Row::Thread(_) => Group::Threads,
-        };
+        let group = Group::of(span.row);
         let row = match self.rows.get(&span.row) {
             Some(row) => *row,
             None => self.name_row(span, group)?,
@@ -237,17 +231,17 @@ impl Timeline {
         }))
     }
 
-    /// Gives a row a number and a name, and its group a name with its first row.
+    /// Gives a row a number, and tells its name and that of its group.
     fn name_row(&mut self, span: &Span, group: Group) -> std::io::Result<u64> {
+        let in_group = |row: &&Row| Group::of(**row) == group;
+        let others = to_u64(self.rows.keys().filter(in_group).count());
         let (row, name) = match span.row {
             Row::Operation(slot) => (to_u64(slot), format!("operation {slot}")),
             Row::Parameter(id) => (id, format!("parameter {id}")),
             Row::Thread(_) => {
-                let is_thread = |row: &&Row| matches!(row, Row::Thread(_));
-                let number = to_u64(self.rows.keys().filter(is_thread).count());
                 let name = span.thread.as_ref().and_then(Thread::name);
-                let name = name.map_or_else(|| format!("thread {number}"), str::to_owned);
-                (number, name)
+                let name = name.map_or_else(|| format!("thread {others}"), str::to_owned);
+                (others, name)
             }
         };
         self.rows.insert(span.row, row);
@@ -275,7 +269,7 @@ impl Timeline {
 }
 
 /// Rows that are drawn together. The format knows groups as processes.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Group {
     Threads,
     Parameters,
@@ -283,6 +277,14 @@ enum Group {
 }
 
 impl Group {
+    fn of(row: Row) -> Group {
+        match row {
+            Row::Operation(_) => Group::Operations,
+            Row::Parameter(_) => Group::Parameters,
+            Row::Thread(_) => Group::Threads,
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Group::Threads => "threads",
