@@ -319,14 +319,30 @@ impl Engine {
     pub(crate) fn swap_for(
         &self,
         direction: Direction,
+        priority: Priority,
         tensors: &[Tensor],
         paths: &[&CStr],
         sink: Arc<dyn Sink>,
         token: u64,
     ) -> Result<()> {
         let mut request = self.fill(direction, tensors, paths)?;
-        set_sink(&mut request, sink, token);
+        set_sink(&mut request, sink, token, priority);
         self.submit(request)
+    }
+
+    /// Takes a ticket for something that a layer above does itself; it tells the sink, with the
+    /// ticket as token, how that goes on and ends.
+    ///
+    /// # Errors
+    /// `Busy` with all tickets alive.
+    pub(crate) fn open_ticket(&self, total_bytes: u64) -> Result<(Ticket, Arc<dyn Sink>)> {
+        let ticket = self.core.tickets.open(total_bytes, 0)?;
+        Ok((ticket, Arc::clone(&self.core.tickets) as Arc<dyn Sink>))
+    }
+
+    /// Takes back a ticket of [`Engine::open_ticket`] that nobody knows of.
+    pub(crate) fn withdraw_ticket(&self, ticket: Ticket) {
+        self.core.tickets.withdraw(ticket);
     }
 
     /// An empty request for a layer above to fill.

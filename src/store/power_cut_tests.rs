@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::Version;
+use super::{Area, Version};
 use super::store::Store;
 use super::store_tests::{config_of, open, state, version, witnessed};
 use crate::base::dtype::Dtype;
@@ -74,7 +74,7 @@ fn write_versions(engine: &Engine, store: &Store, indices: &[u32]) -> Vec<(u32, 
                 .unwrap()
         })
         .collect();
-    let paths = vec![store.data_path(); tensors.len()];
+    let paths = vec![store.path(Area::Data, 0); tensors.len()];
     if !tensors.is_empty() {
         let ticket = engine.swap_out(&tensors, &paths).unwrap();
         let done = engine.wait(ticket, None).unwrap();
