@@ -27,15 +27,7 @@ impl Scheduler {
                 self.backlog.pop_front();
             }
             let request = Arc::clone(&self.requests[key].request);
-            let file_part = &request.files[part];
-            let task = Task::new(
-                key,
-                part,
-                request.direction,
-                file_part,
-                request.segments(file_part),
-            );
-            let task = self.tasks.insert(task);
+            let task = self.tasks.insert(Task::new(key, part, &request));
             self.tasks[task].resolved_at = self.files.now();
             self.window.push_back(task);
             self.metadata.post(Job::Resolve {

@@ -8,6 +8,7 @@
 
 mod admission;
 mod bounce;
+mod device;
 mod failed_ranges;
 mod failures;
 mod files;

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use slab::Slab;
 
 use super::bounce::BouncePool;
+use super::device::Device;
 use super::failed_ranges::FailedRanges;
 use super::files::FileTable;
 use super::flight::{Flight, Flights};
@@ -55,9 +56,8 @@ pub(super) struct Scheduler {
     /// Tasks whose last blocker ended.
     pub(super) startable: VecDeque<usize>,
     pub(super) files: FileTable,
-    /// Running tasks with operations still to plan: readers, writers.
-    pub(super) readers: VecDeque<usize>,
-    pub(super) writers: VecDeque<usize>,
+    /// Running tasks with operations still to plan.
+    pub(super) device: Device,
     pub(super) flights: Flights,
     pub(super) bounce: BouncePool,
     /// Blocks that were read and are not yet copied to where they belong.
@@ -66,8 +66,6 @@ pub(super) struct Scheduler {
     pub(super) gathered_bytes: u64,
     /// When a writer was last admitted: files that were missing before may exist now.
     pub(super) writer_admitted_at: u64,
-    /// Operations started since a writer last had its turn before readers.
-    pub(super) reads_in_a_row: u32,
     /// Failed writes to paths that could not even be opened.
     pub(super) unopened: HashMap<Box<[u8]>, FailedRanges>,
     pub(super) metadata: Metadata,
@@ -104,6 +102,7 @@ impl Scheduler {
         } = services;
         Scheduler {
             flights: Flights::new(limits.depth),
+            device: Device::new(limits.depth),
             limits,
             requests: Slab::new(),
             tasks: Slab::new(),
@@ -112,13 +111,10 @@ impl Scheduler {
             task_ended: false,
             startable: VecDeque::new(),
             files,
-            readers: VecDeque::new(),
-            writers: VecDeque::new(),
             bounce,
             arrived: VecDeque::with_capacity(limits.depth + ARRIVED_BLOCKS),
             gathered_bytes: 0,
             writer_admitted_at: 0,
-            reads_in_a_row: 0,
             unopened: HashMap::new(),
             metadata,
             storage,
@@ -238,10 +234,7 @@ impl Scheduler {
             // A file whose new length is not yet set is shorter on storage.
             file_len_bytes: task.surviving_len(file.len_bytes.min(file.disk_len_bytes)),
         };
-        match task.direction {
-            Direction::In => self.readers.push_back(key),
-            Direction::Out => self.writers.push_back(key),
-        }
+        self.device.push(task.priority, task.direction, key);
     }
 
     /// All operations of a running task are over.

@@ -1,8 +1,7 @@
 //! Moving bytes: planning operations to a constant depth, and accounting for each completion.
 //!
 //! The part of the [`Scheduler`] that talks to the backend. Depth is kept constant by refilling on
-//! each completion, never by batch and drain. Reads, for which somebody waits, go before
-//! write-backs, but one operation in four is left to writes so that neither starves.
+//! each completion, never by batch and drain. Whose turn it is, [`super::device`] knows.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,7 +14,7 @@ use crate::base::observe::trace::{Details, Row, Span};
 use crate::base::units::{MIB, round_down};
 use crate::io::backend::{Backend, Reaped, Transfer};
 use crate::io::planner::{self, Operation, Place};
-use crate::io::request::Direction;
+use crate::io::request::{Direction, Priority};
 use crate::io::storage::{Alignment, Errno};
 use crate::memory::MemoryRange;
 
@@ -24,8 +23,6 @@ const RETRIES_MAX: u32 = 256;
 /// Short transfers in a row that end at the same byte before that counts as the end of the file,
 /// or of the disk's ability to write.
 const STALLS_MAX: u32 = 16;
-/// Reads between two writes while both wait.
-const READS_IN_A_ROW_MAX: u32 = 3;
 
 /// Bytes copied from or to bounce blocks before operations that could be in flight are sent off:
 /// the drive must not run dry while the driver copies.
@@ -46,50 +43,37 @@ impl Scheduler {
     /// could be started, after what was is on its way.
     pub(super) fn fill(&mut self, backend: &mut dyn Backend) -> bool {
         self.gathered_bytes = 0;
-        while !self.flights.is_full() {
+        while self.device.has_room() {
             if self.gathered_bytes >= COPY_BYTES {
                 return true;
             }
-            let reads_first = self.reads_in_a_row < READS_IN_A_ROW_MAX || self.writers.is_empty();
-            let order = if reads_first {
-                [Direction::In, Direction::Out]
-            } else {
-                [Direction::Out, Direction::In]
-            };
-            if !order
-                .into_iter()
-                .any(|direction| self.fill_one(direction, backend))
-            {
+            let mut turns = self.device.turns();
+            if !turns.any(|(priority, direction)| self.fill_one(priority, direction, backend)) {
                 return false;
             }
         }
         false
     }
 
-    /// Starts one operation of the oldest running task of a direction; false if there is none.
-    fn fill_one(&mut self, direction: Direction, backend: &mut dyn Backend) -> bool {
+    /// Starts one operation of the oldest running task of a kind; false if there is none.
+    fn fill_one(
+        &mut self,
+        priority: Priority,
+        direction: Direction,
+        backend: &mut dyn Backend,
+    ) -> bool {
         loop {
-            let queue = match direction {
-                Direction::In => &mut self.readers,
-                Direction::Out => &mut self.writers,
-            };
-            let Some(&key) = queue.front() else {
+            let Some(key) = self.device.front(priority, direction) else {
                 return false;
             };
             match self.start_operation(key, backend) {
                 Started::Yes => {
-                    self.reads_in_a_row = match direction {
-                        Direction::In => self.reads_in_a_row.saturating_add(1),
-                        Direction::Out => 0,
-                    };
+                    self.device.started(priority, direction);
                     return true;
                 }
                 Started::NoBlock => return false,
                 Started::Exhausted => {
-                    match direction {
-                        Direction::In => self.readers.pop_front(),
-                        Direction::Out => self.writers.pop_front(),
-                    };
+                    self.device.pop(priority, direction);
                     if self.tasks[key].in_flight == 0 {
                         self.operations_over(key);
                     } else {
@@ -406,9 +390,10 @@ impl Scheduler {
     }
 
     /// Nothing of an operation is in flight any more.
-    fn landed(&self, flight: &Flight) {
-        let direction = self.tasks[flight.task].direction;
-        self.counters.of(direction).in_flight.sub(1);
+    fn landed(&mut self, flight: &Flight) {
+        let task = &self.tasks[flight.task];
+        self.device.landed(task.priority);
+        self.counters.of(task.direction).in_flight.sub(1);
         self.counters.in_flight.sub(1);
     }
 
