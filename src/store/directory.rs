@@ -287,7 +287,7 @@ fn io_error(operation: &'static str, path: &Path, errno: Errno) -> Error {
 }
 
 /// Makes a directory and those above it, each of them synced into the one that holds it.
-fn make_path(path: &Path) -> Result<(), Errno> {
+pub(crate) fn make_path(path: &Path) -> Result<(), Errno> {
     let errno_of = |error: std::io::Error| error.raw_os_error().unwrap_or(libc::EIO);
     let missing: Vec<&Path> = path
         .ancestors()

@@ -39,6 +39,9 @@ mod replay_tests;
 #[cfg(test)]
 mod store_tests;
 
+pub(crate) use directory::{c_path, join, make_path, regular_file};
+pub(crate) use entry::Checksum;
+pub(crate) use file::{Role, StoreFile};
 pub(crate) use fuzz::read_any_log;
 pub use layout::STATES_MAX;
 pub(crate) use layout::{BLOCK_BYTES, Layout, StateSpec};
