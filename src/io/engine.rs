@@ -10,7 +10,7 @@ use super::backend::fault::FaultPlan;
 use super::counters::Counters;
 use super::driver::{self, BackendFacts, Driver};
 use super::metrics::{self, Metrics, Sources};
-use super::request::{Direction, Request, Sink};
+use super::request::{Direction, Priority, Request, Sink};
 use super::start;
 use super::stats::EngineStats;
 use super::tensor::Tensor;
@@ -266,7 +266,8 @@ impl Engine {
                 return Err(error);
             }
         };
-        set_sink(&mut request, Arc::clone(&sink) as Arc<dyn Sink>, ticket);
+        let told = Arc::clone(&sink) as Arc<dyn Sink>;
+        set_sink(&mut request, told, ticket, Priority::Foreground);
         match self.core.driver.submit(request) {
             Ok(()) => Ok(ticket),
             Err((error, request)) => {
@@ -506,10 +507,11 @@ impl Engine {
     }
 }
 
-fn set_sink(request: &mut Arc<Request>, sink: Arc<dyn Sink>, token: u64) {
+fn set_sink(request: &mut Arc<Request>, sink: Arc<dyn Sink>, token: u64, priority: Priority) {
     // The request was filled through the same reference just before: it is not shared.
     if let Some(request) = Arc::get_mut(request) {
         request.sink = Some(sink);
         request.token = token;
+        request.priority = priority;
     }
 }

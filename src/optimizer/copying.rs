@@ -5,8 +5,11 @@
 //! not read; whoever restores the snapshot compares them.
 
 use std::collections::VecDeque;
-use std::ffi::CStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::ffi::{CStr, OsStr};
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
 use super::shared::Shared;
@@ -17,9 +20,8 @@ use crate::base::units::{MIB, to_u64, to_usize};
 use crate::io::tensor::KEEP_LENGTH;
 use crate::io::{Direction, Priority, Tensor, Waiting};
 use crate::memory::Buffer;
-use crate::snapshot::{Manifest, SnapshotWriter};
+use crate::snapshot::{Manifest, SnapshotWriter, StateImage};
 use crate::store::{Area, Layout, Piece, Striping, Version};
-use crate::sys;
 
 /// Bytes that are read, and written, by one request.
 const BATCH_BYTES: u64 = 4 * MIB;
@@ -126,10 +128,12 @@ impl<'a> Copying<'a> {
                 for piece in self.pieces(record, state, 0, len_bytes) {
                     let file = files.get(self.path(record, piece))?;
                     let to = to + piece.before_bytes;
-                    if !self
-                        .writer
-                        .clone_range(file.as_fd(), piece.file_offset, piece.len_bytes, to)?
-                    {
+                    if !self.writer.clone_range(
+                        file.as_fd(),
+                        piece.file_offset,
+                        piece.len_bytes,
+                        to,
+                    )? {
                         return Ok(number);
                     }
                 }
@@ -160,7 +164,9 @@ impl<'a> Copying<'a> {
                 && let Some(parts) = (!free.is_empty()).then(|| plan.next()).flatten()
             {
                 let Some(buffer) = free.pop() else { break };
-                copied = self.begin_read(buffer, parts).map(|batch| reading.push_back(batch));
+                copied = self
+                    .begin_read(buffer, parts)
+                    .map(|batch| reading.push_back(batch));
             }
             if let Some(batch) = reading.pop_front() {
                 // What was begun is waited for also after a failure.
@@ -169,7 +175,9 @@ impl<'a> Copying<'a> {
                 if copied.is_ok() {
                     // Its slots may be written from now on.
                     progress(&self.records_over(&batch), 0);
-                    copied = self.begin_write(batch).map(|batch| writing.push_back(batch));
+                    copied = self
+                        .begin_write(batch)
+                        .map(|batch| writing.push_back(batch));
                 }
             }
             let is_over = reading.is_empty() && (copied.is_err() || plan.is_over());
@@ -194,7 +202,12 @@ impl<'a> Copying<'a> {
             let pieces = self.pieces(&part.record, part.state, part.before_bytes, part.len_bytes);
             for piece in pieces {
                 let start = len_bytes + piece.before_bytes;
-                tensors.push(bytes_of(&buffer, start, piece.len_bytes, piece.file_offset)?);
+                tensors.push(bytes_of(
+                    &buffer,
+                    start,
+                    piece.len_bytes,
+                    piece.file_offset,
+                )?);
                 paths.push(self.path(&part.record, piece));
             }
             len_bytes += part.len_bytes;
@@ -208,9 +221,13 @@ impl<'a> Copying<'a> {
             parts,
         };
         let background = Priority::Background;
-        batch
-            .waiting
-            .begin(&self.shared.engine, Direction::In, background, &tensors, &paths)?;
+        batch.waiting.begin(
+            &self.shared.engine,
+            Direction::In,
+            background,
+            &tensors,
+            &paths,
+        )?;
         Ok(batch)
     }
 
@@ -288,7 +305,10 @@ impl<'a> Copying<'a> {
     fn image_of(&self, record: &PinnedRecord, state: usize) -> (u64, u64) {
         let image = self.layout.image(state, record.numel);
         let parameter = &self.manifest.parameters[record.index as usize];
-        let to = parameter.states[state].offset_bytes().unwrap_or(0);
+        let to = match parameter.states[state] {
+            StateImage::At { offset_bytes, .. } => offset_bytes,
+            StateImage::Zero => 0,
+        };
         (to, image.end - image.start)
     }
 
@@ -367,15 +387,21 @@ impl Plan {
 
 /// Files that blocks are shared with, open.
 #[derive(Default)]
-struct Files<'a>(Vec<(&'a CStr, OwnedFd)>);
+struct Files<'a>(Vec<(&'a CStr, File)>);
 
 impl<'a> Files<'a> {
-    fn get(&mut self, path: &'a CStr) -> Result<&OwnedFd> {
+    fn get(&mut self, path: &'a CStr) -> Result<&File> {
         let at = match self.0.iter().position(|(known, _)| *known == path) {
             Some(at) => at,
             None => {
-                let opened = sys::open_to_read(path);
-                let failed = |errno| Error::io("open", path.to_bytes(), None, errno, "");
+                let failed = |error: std::io::Error| {
+                    let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                    Error::io("open", path.to_bytes(), None, errno, "")
+                };
+                let opened = std::fs::File::options()
+                    .read(true)
+                    .custom_flags(libc::O_NOFOLLOW)
+                    .open(OsStr::from_bytes(path.to_bytes()));
                 self.0.push((path, opened.map_err(failed)?));
                 self.0.len() - 1
             }

@@ -70,12 +70,7 @@ impl Optimizer {
     }
 
     /// Makes the first version of one record, and lets it be written.
-    fn restore_one(
-        &self,
-        snapshot: &Snapshot,
-        number: usize,
-        sources: &Sources,
-    ) -> Result<u32> {
+    fn restore_one(&self, snapshot: &Snapshot, number: usize, sources: &Sources) -> Result<u32> {
         let parameter = &snapshot.manifest().parameters[number];
         let core = lock(&self.shared.core);
         let index = core.find(parameter.id)?;
@@ -120,7 +115,10 @@ impl Optimizer {
             let StateImage::At { offset_bytes, .. } = parameter.states[*source] else {
                 continue;
             };
-            let (from, into) = (states[*source].disk_dtype, image.layout.states[state].disk_dtype);
+            let (from, into) = (
+                states[*source].disk_dtype,
+                image.layout.states[state].disk_dtype,
+            );
             let bytes = image.bytes(state)?;
             let tensor = |memory, dtype| Tensor {
                 memory,

@@ -228,10 +228,10 @@ impl Core {
 
     /// Whether third slots are needed: one holds a version that counts, or may get one.
     pub(super) fn uses_spare(&self) -> bool {
-        let is_third = |version: Option<Version>| {
-            version.is_some_and(|version| version.slot >= DATA_SLOTS)
-        };
-        let uses = |record: &super::record::Record| is_third(record.base) || is_third(record.working);
+        let is_third =
+            |version: Option<Version>| version.is_some_and(|version| version.slot >= DATA_SLOTS);
+        let uses =
+            |record: &super::record::Record| is_third(record.base) || is_third(record.working);
         self.has_snapshot || self.records.iter().any(uses)
     }
 }

@@ -44,7 +44,9 @@ fn measure(engine: &Engine, memory: &Buffer, path: &CStr) -> Result<f64> {
     use Direction::{In, Out};
     let (first, second) = (0..PROBE_BYTES / 2, PROBE_BYTES / 2..PROBE_BYTES);
     let parts = |range: &std::ops::Range<u64>| -> Result<Vec<Tensor>> {
-        let starts = range.clone().step_by(usize::try_from(PART_BYTES).unwrap_or(1));
+        let starts = range
+            .clone()
+            .step_by(usize::try_from(PART_BYTES).unwrap_or(1));
         starts.map(|start| part(memory, start)).collect()
     };
     let (first, second) = (parts(&first)?, parts(&second)?);

@@ -40,13 +40,12 @@ mod replay_tests;
 mod store_tests;
 
 pub(crate) use directory::{c_path, join, make_path, regular_file};
-pub(crate) use entry::Checksum;
 pub(crate) use file::{Role, StoreFile};
 pub(crate) use fuzz::read_any_log;
 pub use layout::STATES_MAX;
 pub(crate) use layout::{BLOCK_BYTES, Layout, StateSpec};
 pub use reader::{StoreReader, StoredParameter, StoredState};
-pub(crate) use store::{Committed, Store};
+pub(crate) use store::Store;
 pub(crate) use striping::{Area, Piece, Striping};
-pub(crate) use table::{NAME_BYTES_MAX, Table, USER_DATA_BYTES_MAX, push_tightly};
+pub(crate) use table::{NAME_BYTES_MAX, StoredRecord, Table, USER_DATA_BYTES_MAX, push_tightly};
 pub(crate) use version::{DATA_SLOTS, SLOTS, Version};

@@ -6,9 +6,9 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::{Area, Version};
 use super::store::Store;
 use super::store_tests::{config_of, open, state, version, witnessed};
+use super::{Area, Version};
 use crate::base::dtype::Dtype;
 use crate::io::tensor::KEEP_LENGTH;
 use crate::io::{Engine, Tensor, Witness};

@@ -9,8 +9,8 @@ use super::directory::{LOG, c_path, join, regular_file};
 use super::file::{Role, StoreFile};
 use super::header::FORMAT_VERSION;
 use super::log_file::read_log;
-use super::replay::Replay;
 use super::places::{check_file, is_gone, name_of};
+use super::replay::Replay;
 use super::striping::Area;
 use super::table::StoredRecord;
 use crate::base::checksum::Checksum;
@@ -106,7 +106,14 @@ impl StoreReader {
             let open = |(number, place): (usize, &(CString, OwnedFd))| {
                 let found = file(place, name_of(area), Role::Data)?;
                 let found = found.ok_or_else(|| is_gone(&join(&place.0, name_of(area))))?;
-                check_file(&found, area, number, places.len(), &read.identity, &read.table)?;
+                check_file(
+                    &found,
+                    area,
+                    number,
+                    places.len(),
+                    &read.identity,
+                    &read.table,
+                )?;
                 Ok(found)
             };
             places.iter().enumerate().map(open).collect()
@@ -253,7 +260,12 @@ impl StoreReader {
             if found != expected {
                 return Err(Error::Checksum(Box::new(IoFailure {
                     operation: "verify",
-                    path: self.file_of(area, offset).0.path().to_string_lossy().into_owned(),
+                    path: self
+                        .file_of(area, offset)
+                        .0
+                        .path()
+                        .to_string_lossy()
+                        .into_owned(),
                     offset_bytes: Some(self.file_of(area, offset).1),
                     errno: 0,
                     detail: format!(

@@ -270,9 +270,10 @@ pub(crate) fn weights_of(shares: &[f64]) -> Vec<u32> {
         let scale = f64::from(sum) / total;
         let weights: Vec<u32> = shares.iter().map(|share| rounded(share * scale)).collect();
         let dealt: u32 = weights.iter().sum();
-        let errors = weights.iter().zip(shares).map(|(weight, share)| {
-            (f64::from(*weight) / f64::from(dealt) - share / total).abs()
-        });
+        let errors = weights
+            .iter()
+            .zip(shares)
+            .map(|(weight, share)| (f64::from(*weight) / f64::from(dealt) - share / total).abs());
         let error = errors.fold(0.0, f64::max);
         if dealt <= ROUND_MAX && error < best.0 {
             best = (error, weights);
@@ -337,14 +338,18 @@ mod tests {
     #[test]
     fn chunks_are_dealt_by_weight_and_evenly() {
         let two = striping(&[(0, vec![1, 2])]);
-        let places: Vec<usize> = (0..6)
-            .map(|chunk| two.stripes[0].find(chunk).0)
-            .collect();
+        let places: Vec<usize> = (0..6).map(|chunk| two.stripes[0].find(chunk).0).collect();
         assert_eq!(places, [1, 0, 1, 1, 0, 1]);
-        assert_eq!(two.file_bytes(Area::Data, 0, DATA_START_BYTES), DATA_START_BYTES);
+        assert_eq!(
+            two.file_bytes(Area::Data, 0, DATA_START_BYTES),
+            DATA_START_BYTES
+        );
         let end = DATA_START_BYTES + 6 * CHUNK_BYTES;
         let ends = [0, 1].map(|place| two.file_bytes(Area::Data, place, end));
-        assert_eq!(ends, [2, 4].map(|count| DATA_START_BYTES + count * CHUNK_BYTES));
+        assert_eq!(
+            ends,
+            [2, 4].map(|count| DATA_START_BYTES + count * CHUNK_BYTES)
+        );
     }
 
     #[test]
