@@ -40,6 +40,15 @@ pub(super) fn open(engine: &Engine, path: &Path) -> Result<Store, Error> {
     Store::open(engine, &options(path, StoreMode::Auto))
 }
 
+/// The same in directories below `root`, each with an optional weight.
+pub(super) fn open_places(engine: &Engine, root: &Path, places: &[&str]) -> Result<Store, Error> {
+    let list: Vec<String> = places
+        .iter()
+        .map(|place| root.join(place).display().to_string())
+        .collect();
+    open(engine, Path::new(&list.join(",")))
+}
+
 pub(super) fn state(name: &str) -> StateSpec {
     StateSpec {
         name: name.to_owned(),
