@@ -1,18 +1,19 @@
 //! The engine as callers see it.
 
+mod figures;
+
 use std::ffi::CStr;
 use std::os::fd::RawFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::backend::fault::FaultPlan;
 use super::counters::Counters;
 use super::driver::{self, BackendFacts, Driver};
-use super::metrics::{self, Metrics, Sources};
+use super::metrics::Sources;
 use super::request::{Direction, Priority, Request, Sink};
 use super::start;
-use super::stats::EngineStats;
 use super::tensor::Tensor;
 use super::ticket::{Completion, Ticket, Tickets};
 use super::witness::Witness;
@@ -20,7 +21,7 @@ use crate::base::config::{Config, EngineOptions};
 use crate::base::error::{Error, Result};
 use crate::base::observe::events;
 use crate::base::observe::trace::{Details, Span, Trace};
-use crate::base::sync::{Mutex, lock};
+use crate::base::sync::Mutex;
 use crate::memory::{Buffer, MemoryRange, Registry, ReleaseHook};
 use crate::sys;
 
@@ -474,36 +475,6 @@ impl Engine {
             Err(Error::Poisoned) | Ok(()) => Ok(()),
             Err(error) => Err(error),
         }
-    }
-
-    /// What the engine has done.
-    #[must_use]
-    pub fn stats(&self) -> EngineStats {
-        EngineStats::of(&self.core.counters, self.core.registry.len_bytes())
-    }
-
-    /// What is in effect, and why, as one JSON object.
-    #[must_use]
-    pub fn describe(&self) -> String {
-        start::describe(
-            &self.core.options,
-            self.core.open_files_max,
-            &self.core.backend,
-            &self.core.registry,
-        )
-    }
-
-    /// The counters in the text format of Prometheus, with those of the swappers and optimizers on
-    /// this engine.
-    #[must_use]
-    pub fn prometheus(&self) -> String {
-        let sources = lock(&self.core.sources).values();
-        metrics::prometheus(&self.stats(), &sources)
-    }
-
-    /// Adds the metrics of a layer above to the engine's, for as long as it lives.
-    pub(crate) fn add_metrics(&self, source: Weak<dyn Metrics>) {
-        lock(&self.core.sources).add(source);
     }
 }
 

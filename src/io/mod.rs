@@ -27,7 +27,7 @@ mod witness;
 pub use backend::fault::FaultPlan;
 pub use engine::Engine;
 pub(crate) use metrics::{Metric, Metrics};
-pub use stats::{DirectionStats, EngineStats};
+pub use stats::{DeviceStats, DirectionStats, EngineStats};
 pub use tensor::Tensor;
 pub use ticket::{Completion, Ticket};
 pub(crate) use waiting::Waiting;

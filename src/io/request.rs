@@ -339,3 +339,18 @@ pub(crate) fn length_of<'a>(tensors: impl Iterator<Item = &'a Tensor> + Clone) -
         Length::Grow
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recycled_request_is_foreground_again() {
+        let mut request = Request {
+            priority: Priority::Background,
+            ..Request::default()
+        };
+        request.clear();
+        assert_eq!(request.priority, Priority::Foreground);
+    }
+}

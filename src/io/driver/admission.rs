@@ -120,7 +120,9 @@ impl Scheduler {
             Ok(Found::Opened(opened)) => {
                 let len_bytes = opened.len_bytes;
                 self.note_fallback(task, &opened);
-                let file = self.files.insert(opened);
+                let device = self.devices.index_of(opened.identity.device);
+                self.flights.grow_to(self.devices.depth());
+                let file = self.files.insert(opened, device);
                 self.admit(task, file, len_bytes);
             }
         }

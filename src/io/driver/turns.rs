@@ -1,4 +1,4 @@
-//! One device: whose turn it is to start an operation there. Pure.
+//! Turns on one device: who may start an operation there next. Pure.
 //!
 //! Reads, for which somebody waits, go before writes, but one operation in four is left to writes.
 //! Foreground goes before background, but one operation in sixteen is left to background. So none
@@ -41,9 +41,9 @@ impl Class {
     }
 }
 
-/// The running tasks on one device.
+/// The running tasks on one device, and what they have in flight.
 #[derive(Debug)]
-pub(super) struct Device {
+pub(super) struct Turns {
     depth: usize,
     foreground: Class,
     background: Class,
@@ -53,10 +53,10 @@ pub(super) struct Device {
     background_max: usize,
 }
 
-impl Device {
-    /// A device without work, on which `depth` operations may be in flight.
-    pub(super) fn new(depth: usize) -> Device {
-        Device {
+impl Turns {
+    /// Of a device without work, on which `depth` operations may be in flight.
+    pub(super) fn new(depth: usize) -> Turns {
+        Turns {
             depth,
             foreground: Class::default(),
             background: Class::default(),
@@ -87,13 +87,18 @@ impl Device {
         self.class(priority).queue(direction).pop_front();
     }
 
+    /// Operations in flight.
+    pub(super) fn in_flight(&self) -> usize {
+        self.foreground.in_flight + self.background.in_flight
+    }
+
     /// Whether the depth leaves room for an operation of any kind.
     pub(super) fn has_room(&self) -> bool {
-        self.foreground.in_flight + self.background.in_flight < self.depth
+        self.in_flight() < self.depth
     }
 
     /// Which kinds of task may start an operation now that there is room, best first.
-    pub(super) fn turns(&self) -> impl Iterator<Item = (Priority, Direction)> + use<> {
+    pub(super) fn order(&self) -> impl Iterator<Item = (Priority, Direction)> + use<> {
         let waits = !(self.background.readers.is_empty() && self.background.writers.is_empty());
         let background = (waits && self.background.in_flight < self.background_max)
             .then_some(Priority::Background);
@@ -142,5 +147,5 @@ impl Device {
 }
 
 #[cfg(test)]
-#[path = "device_tests.rs"]
+#[path = "turns_tests.rs"]
 mod tests;

@@ -13,7 +13,7 @@ const KINDS: [Kind; 4] = [
 
 /// A device whose tasks are counts of operations left, and what it has in flight.
 struct Simulation {
-    device: Device,
+    turns: Turns,
     left: Vec<usize>,
     in_flight: Vec<(usize, Kind)>,
     started: Vec<Kind>,
@@ -22,7 +22,7 @@ struct Simulation {
 impl Simulation {
     fn new(depth: usize) -> Simulation {
         Simulation {
-            device: Device::new(depth),
+            turns: Turns::new(depth),
             left: Vec::new(),
             in_flight: Vec::new(),
             started: Vec::new(),
@@ -30,30 +30,30 @@ impl Simulation {
     }
 
     fn push(&mut self, kind: Kind, operations: usize) {
-        self.device.push(kind.0, kind.1, self.left.len());
+        self.turns.push(kind.0, kind.1, self.left.len());
         self.left.push(operations);
     }
 
     /// As the driver does: until the depth is reached or nobody can start anything.
     fn fill(&mut self) {
-        while self.device.has_room() {
-            let mut turns = self.device.turns();
-            if !turns.any(|kind| self.start(kind)) {
+        while self.turns.has_room() {
+            let mut order = self.turns.order();
+            if !order.any(|kind| self.start(kind)) {
                 return;
             }
         }
     }
 
     fn start(&mut self, kind: Kind) -> bool {
-        while let Some(task) = self.device.front(kind.0, kind.1) {
+        while let Some(task) = self.turns.front(kind.0, kind.1) {
             if self.left[task] > 0 {
                 self.left[task] -= 1;
-                self.device.started(kind.0, kind.1);
+                self.turns.started(kind.0, kind.1);
                 self.in_flight.push((task, kind));
                 self.started.push(kind);
                 return true;
             }
-            self.device.pop(kind.0, kind.1);
+            self.turns.pop(kind.0, kind.1);
         }
         false
     }
@@ -61,7 +61,7 @@ impl Simulation {
     fn land(&mut self, index: usize) {
         let index = index % self.in_flight.len();
         let (_, (priority, _)) = self.in_flight.swap_remove(index);
-        self.device.landed(priority);
+        self.turns.landed(priority);
     }
 
     fn in_flight_of(&self, priority: Priority) -> usize {
@@ -71,7 +71,7 @@ impl Simulation {
 
     /// Operations of a kind that could be started.
     fn waiting(&mut self, kind: Kind) -> usize {
-        let queue = self.device.class(kind.0).queue(kind.1);
+        let queue = self.turns.class(kind.0).queue(kind.1);
         queue.iter().map(|task| self.left[*task]).sum()
     }
 }
@@ -132,7 +132,9 @@ proptest! {
 fn one_in_four_is_a_write_and_one_in_sixteen_is_background_at_any_depth() {
     for depth in [1, 32] {
         let mut simulation = Simulation::new(depth);
-        KINDS.map(|kind| simulation.push(kind, 1000));
+        for kind in KINDS {
+            simulation.push(kind, 1000);
+        }
         simulation.fill();
         for _ in 0..640 {
             simulation.land(0);
