@@ -7,20 +7,27 @@
 //! half-made one for whole, and believes nothing that a manifest says before it was checked.
 //! `docs/FORMAT.md` describes every field.
 //!
-//! `manifest` is pure. Everything runs on the thread of the caller, and blocks.
+//! `manifest`, `pieces` and `reshard_plan` are pure. Everything runs on the thread of the caller, and blocks.
 
 mod manifest;
 mod partial;
+mod pieces;
 mod reader;
+mod reshard;
+mod reshard_plan;
 mod writer;
 
 #[cfg(test)]
 mod manifest_tests;
 #[cfg(test)]
+mod reshard_tests;
+#[cfg(test)]
 mod snapshot_tests;
 
 pub(crate) use manifest::{Manifest, SnapshotParameter, StateImage};
-pub use reader::Snapshot;
+pub use reader::{SavedParameter, Snapshot};
+pub use reshard::{Resharded, Resharding};
+pub use reshard_plan::ReshardOptions;
 pub(crate) use writer::SnapshotWriter;
 
 use std::ffi::CStr;

@@ -82,9 +82,9 @@ impl PartialDirectory {
         &self.directory
     }
 
-    /// The path of a file in it.
-    pub(super) fn path_of(&self, name: &CStr) -> CString {
-        join(&join(&self.parent_path, &self.partial_name), name)
+    /// Where it is until it is published.
+    pub(super) fn path(&self) -> CString {
+        join(&self.parent_path, &self.partial_name)
     }
 
     /// Gives it its name, once all in it is on storage.
@@ -95,7 +95,7 @@ impl PartialDirectory {
     pub(super) fn publish(mut self) -> Result<()> {
         let failed =
             |operation, path: &CStr, errno| Error::io(operation, path.to_bytes(), None, errno, "");
-        let own_path = join(&self.parent_path, &self.partial_name);
+        let own_path = self.path();
         sys::sync(self.directory.as_fd()).map_err(|errno| failed("sync", &own_path, errno))?;
         let (parent, from, to) = (self.parent.as_fd(), &self.partial_name, &self.name);
         match sys::rename_to_new_at(parent, from, to) {

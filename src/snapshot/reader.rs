@@ -1,7 +1,7 @@
 //! A snapshot that was published: opened, checked, verified.
 
 use std::ffi::CStr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use super::manifest::{BadManifest, MANIFEST_BYTES_MAX, VERSION};
@@ -10,11 +10,11 @@ use crate::base::checksum::Checksum;
 use crate::base::checksum::crc32c;
 use crate::base::error::{Error, IoFailure, Result};
 use crate::base::units::{MIB, to_u64, to_usize};
-use crate::store::{Role, StoreFile, c_path, join, regular_file};
+use crate::store::{Role, StoreFile, StoredState, c_path, join, regular_file};
 use crate::sys;
 
 /// Bytes that are read at once.
-const PIECE_BYTES: u64 = 4 * MIB;
+pub(super) const PIECE_BYTES: u64 = 4 * MIB;
 
 /// A snapshot, opened for reading only. Any thread may call any method.
 ///
@@ -26,6 +26,23 @@ pub struct Snapshot {
     data: StoreFile,
 }
 
+/// A parameter as a snapshot holds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SavedParameter<'a> {
+    /// The id that its user chose.
+    pub id: u64,
+    /// The name, where it was given one.
+    pub name: Option<&'a str>,
+    /// Elements of each state.
+    pub numel: u64,
+    /// Bytes that its states take, without those that are zero.
+    pub images_bytes: u64,
+    /// A bit for each state that is all zeros and takes no space.
+    pub zero_states: u8,
+    /// Whether there are checksums of all others.
+    pub is_checked: bool,
+}
+
 impl Snapshot {
     /// Opens the snapshot in `directory`.
     ///
@@ -35,10 +52,14 @@ impl Snapshot {
     pub fn open(directory: &Path) -> Result<Snapshot> {
         let path = c_path(directory)?;
         let failed = |errno| Error::io("open", path.to_bytes(), None, errno, "");
-        let opened = sys::open_directory(&path).map_err(failed)?;
+        Snapshot::open_in(&sys::open_directory(&path).map_err(failed)?, &path)
+    }
+
+    /// As [`Snapshot::open`], of an open directory; `path` is for messages and for the engine.
+    pub(super) fn open_in(directory: &OwnedFd, path: &CStr) -> Result<Snapshot> {
         let file = |name| {
-            let file = sys::open_to_read_at(opened.as_fd(), name);
-            regular_file(file, join(&path, name), Role::Data, None)
+            let file = sys::open_to_read_at(directory.as_fd(), name);
+            regular_file(file, join(path, name), Role::Data, None)
         };
         let manifest_file = file(MANIFEST)?.ok_or_else(|| {
             let detail = "there is no manifest.json in it: it is not a snapshot";
@@ -47,7 +68,7 @@ impl Snapshot {
         let gone = |name| {
             Error::Corrupt(Box::new(IoFailure {
                 operation: "open",
-                path: join(&path, name).to_string_lossy().into_owned(),
+                path: join(path, name).to_string_lossy().into_owned(),
                 offset_bytes: None,
                 errno: libc::ENOENT,
                 detail: "a part of the snapshot is gone".to_owned(),
@@ -80,63 +101,112 @@ impl Snapshot {
         &self.data
     }
 
+    /// Steps done.
+    #[must_use]
+    pub fn step(&self) -> u64 {
+        self.manifest.step
+    }
+
+    /// The user's own bytes, as committed with that step.
+    #[must_use]
+    pub fn user_data(&self) -> &[u8] {
+        &self.manifest.user_data
+    }
+
+    /// Length of the data.
+    #[must_use]
+    pub fn data_bytes(&self) -> u64 {
+        self.manifest.data_bytes
+    }
+
+    /// Its states; the first one is the master parameter.
+    pub fn states(&self) -> impl ExactSizeIterator<Item = StoredState<'_>> {
+        let states = self.manifest.states.iter();
+        states.map(|state| StoredState {
+            name: &state.name,
+            dtype: state.dtype,
+            disk_dtype: state.disk_dtype,
+        })
+    }
+
+    /// Its parameters, in the order in which they were first registered.
+    pub fn parameters(&self) -> impl ExactSizeIterator<Item = SavedParameter<'_>> {
+        let parameters = self.manifest.parameters.iter();
+        parameters.map(|parameter| {
+            let states = || parameter.states.iter().enumerate();
+            let zero = states().filter(|(_, image)| **image == StateImage::Zero);
+            let present = states().filter(|(_, image)| **image != StateImage::Zero);
+            let bytes = |(state, _)| self.manifest.image_bytes(state, parameter.numel);
+            SavedParameter {
+                id: parameter.id,
+                name: parameter.name.as_deref(),
+                numel: parameter.numel,
+                images_bytes: present.map(bytes).sum(),
+                zero_states: zero.fold(0, |set, (state, _)| set | 1 << state),
+                is_checked: states()
+                    .all(|(_, image)| !matches!(image, StateImage::At { checksum: None, .. })),
+            }
+        })
+    }
+
     /// Reads all states from storage and compares their checksums; `progress` hears of every some
     /// bytes that are done. States that the store kept no checksums of are passed over.
     ///
     /// # Errors
     /// `Checksum` names the state, its place, and both checksums; `Io`, `NoMemory`.
     pub fn verify(&self, progress: &mut dyn FnMut(u64)) -> Result<()> {
-        let mut memory = piece_of_memory()?;
-        for (index, parameter) in self.manifest.parameters.iter().enumerate() {
-            for state in 0..parameter.states.len() {
-                self.verify_state(index, state, &mut memory, progress)?;
+        let mut parameters = 0..self.manifest.parameters.len();
+        parameters.try_for_each(|index| self.verify_parameter(index, progress))
+    }
+
+    /// As [`Snapshot::verify`], of the parameter `index`.
+    ///
+    /// # Errors
+    /// As [`Snapshot::verify`]; `InvalidArgument` where there is no such parameter.
+    pub fn verify_parameter(&self, index: usize, progress: &mut dyn FnMut(u64)) -> Result<()> {
+        let parameter = self.manifest.parameters.get(index);
+        let parameter = parameter.ok_or_else(|| Error::invalid("no such parameter"))?;
+        for (state, image) in parameter.states.iter().enumerate() {
+            let StateImage::At {
+                offset_bytes,
+                checksum: Some(expected),
+            } = *image
+            else {
+                continue;
+            };
+            let len_bytes = self.manifest.image_bytes(state, parameter.numel);
+            let found = self.checksum(offset_bytes, len_bytes, progress)?;
+            if found != expected {
+                let checksums = [found, expected];
+                return Err(self.wrong_checksum(index, state, offset_bytes, checksums));
             }
         }
         Ok(())
     }
 
-    fn verify_state(
-        &self,
-        index: usize,
-        state: usize,
-        memory: &mut [u8],
-        progress: &mut dyn FnMut(u64),
-    ) -> Result<()> {
-        let parameter = &self.manifest.parameters[index];
-        let len_bytes = self.manifest.image_bytes(state, parameter.numel);
-        let StateImage::At {
-            offset_bytes,
-            checksum,
-        } = parameter.states[state]
-        else {
-            return Ok(());
-        };
-        let Some(expected) = checksum else {
-            progress(len_bytes);
-            return Ok(());
-        };
-        let mut found = Checksum::new();
-        self.data.forget_cached(offset_bytes, len_bytes);
+    /// The checksum of a part of the data, as it is on storage.
+    fn checksum(&self, offset: u64, len_bytes: u64, progress: &mut dyn FnMut(u64)) -> Result<u32> {
+        let mut memory = piece_of_memory(len_bytes)?;
+        self.data.forget_cached(offset, len_bytes);
+        let mut checksum = Checksum::new();
         let mut done = 0;
         while done < len_bytes {
             let piece = &mut memory[..to_usize(PIECE_BYTES.min(len_bytes - done))?];
-            self.read_exactly(piece, offset_bytes + done)?;
-            found.update(piece);
+            self.read_once(piece, offset + done)?;
+            checksum.update(piece);
             done += to_u64(piece.len());
             progress(to_u64(piece.len()));
         }
-        self.data.forget_cached(offset_bytes, len_bytes);
-        match found.finish() {
-            found if found == expected => Ok(()),
-            found => Err(self.wrong_checksum(index, state, offset_bytes, [found, expected])),
-        }
+        Ok(checksum.finish())
     }
 
-    /// Fills `bytes` from the data.
-    pub(super) fn read_exactly(&self, bytes: &mut [u8], offset: u64) -> Result<()> {
-        match self.data.read_at(bytes, offset)? {
-            done if done == bytes.len() => Ok(()),
-            _ => Err(self
+    /// Fills `bytes` from the data, which does not stay in the page cache.
+    pub(super) fn read_once(&self, bytes: &mut [u8], offset: u64) -> Result<()> {
+        let done = self.data.read_at(bytes, offset)?;
+        self.data.forget_cached(offset, to_u64(done));
+        match done == bytes.len() {
+            true => Ok(()),
+            false => Err(self
                 .data
                 .corrupt(offset, "the file ends in the middle of a state")),
         }
@@ -167,9 +237,9 @@ impl Snapshot {
     }
 }
 
-/// Memory that data is read into piece by piece.
-pub(super) fn piece_of_memory() -> Result<Vec<u8>> {
-    let len = to_usize(PIECE_BYTES)?;
+/// Memory that so many bytes of data are read into piece by piece.
+pub(super) fn piece_of_memory(len_bytes: u64) -> Result<Vec<u8>> {
+    let len = to_usize(PIECE_BYTES.min(len_bytes))?;
     let mut memory = Vec::new();
     memory
         .try_reserve_exact(len)

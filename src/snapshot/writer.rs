@@ -8,7 +8,7 @@ use super::partial::PartialDirectory;
 use super::{DATA, MANIFEST, MANIFEST_CHECKSUM, Manifest};
 use crate::base::checksum::crc32c;
 use crate::base::error::{Error, Result};
-use crate::store::{Role, StoreFile};
+use crate::store::{Role, StoreFile, join};
 use crate::sys;
 
 /// A snapshot in the making, in `DIR.partial`. Dropped before [`SnapshotWriter::publish`], it
@@ -50,6 +50,14 @@ impl SnapshotWriter {
     /// Where the data goes, open for reading and writing.
     pub(crate) fn data_file(&self) -> BorrowedFd<'_> {
         self.data.as_fd()
+    }
+
+    /// Writes all bytes at `offset_bytes` of the data.
+    ///
+    /// # Errors
+    /// `Io`; a part may have been written.
+    pub(super) fn write_at(&self, bytes: &[u8], offset_bytes: u64) -> Result<()> {
+        self.data.write_at(bytes, offset_bytes)
     }
 
     /// Reserves space for all of the data that is not there yet. Not before the first range that
@@ -138,7 +146,7 @@ impl SnapshotWriter {
 }
 
 fn create_file(partial: &PartialDirectory, name: &CStr) -> Result<StoreFile> {
-    let path = partial.path_of(name);
+    let path = join(&partial.path(), name);
     let file = sys::open_at(partial.directory().as_fd(), name, true)
         .map_err(|errno| Error::io("create", path.to_bytes(), None, errno, ""))?;
     Ok(StoreFile::new(file, path, Role::Data, None))
