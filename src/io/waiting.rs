@@ -29,8 +29,30 @@ impl Waiting {
         tensors: &[Tensor],
         paths: &[&CStr],
     ) -> Result<()> {
+        self.start(engine, Direction::In, tensors, paths)?;
+        self.finish()
+    }
+
+    /// Starts to write or read a list, to be waited for by [`finish`](Waiting::finish).
+    ///
+    /// # Errors
+    /// As [`Engine::swap_in`]; then there is nothing to wait for.
+    pub(crate) fn start(
+        self: &Arc<Self>,
+        engine: &Engine,
+        direction: Direction,
+        tensors: &[Tensor],
+        paths: &[&CStr],
+    ) -> Result<()> {
         let sink = Arc::clone(self) as Arc<dyn Sink>;
-        engine.swap_for(Direction::In, tensors, paths, sink, 0)?;
+        engine.swap_for(direction, tensors, paths, sink, 0)
+    }
+
+    /// Waits for the request that was started.
+    ///
+    /// # Errors
+    /// What made it fail.
+    pub(crate) fn finish(&self) -> Result<()> {
         let mut outcome = lock(&self.outcome);
         loop {
             if let Some(outcome) = outcome.take() {

@@ -12,6 +12,7 @@
 mod arena;
 mod commit;
 mod core;
+mod exchange;
 mod figures;
 mod footprint;
 mod gradient_calls;
