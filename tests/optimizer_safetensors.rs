@@ -190,7 +190,6 @@ fn what_is_exported_is_what_the_store_holds_for_all_types_shards_caches_and_sett
         let longest = *random.pick(&[9, 3000, 40_000]);
         let numels: Vec<usize> = (0..1 + random.below(12))
             .map(|_| 1 + random.below(longest))
-            .chain((seed % 8 == 0).then_some(1_100_000))
             .collect();
         let settings = [
             ("backend", *random.pick(&["auto", "threads", "memory"])),
@@ -209,7 +208,7 @@ fn what_is_exported_is_what_the_store_holds_for_all_types_shards_caches_and_sett
             .values()
             .map(|(_, bytes)| bytes.len())
             .sum();
-        for round in 0..3 {
+        for round in 0..2 {
             let target = directory();
             let file = target.path().join("model.safetensors");
             let shard_bytes_max = match random.below(3) {
@@ -229,7 +228,7 @@ fn what_is_exported_is_what_the_store_holds_for_all_types_shards_caches_and_sett
             // The store goes on as if nothing had been, changed in part and committed in part.
             verify(&optimizer, &model, &context);
             train(&optimizer, &mut model, &|id| (id + round) % 3 == 0);
-            if round == 1 {
+            if round == 0 {
                 optimizer.commit().unwrap();
             }
         }
