@@ -13,7 +13,6 @@ use crate::base::dtype::Dtype;
 use crate::base::error::{Error, Result, Status};
 use crate::base::units::round_up;
 use crate::store::{BLOCK_BYTES, StateSpec};
-use crate::sys;
 
 /// One parameter of one rank: its id, and the bytes of each state; empty for one that is zero.
 type Record = (u64, u64, Vec<Vec<u8>>);

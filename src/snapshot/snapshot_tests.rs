@@ -9,7 +9,6 @@ use crate::base::checksum::crc32c;
 use crate::base::dtype::Dtype;
 use crate::base::error::{Error, Status};
 use crate::store::StateSpec;
-use crate::sys;
 
 const NAMES: [&str; 3] = ["data", "manifest.json", "manifest.json.crc32c"];
 
@@ -363,7 +362,7 @@ fn many_at_once_make_one_snapshot() {
 fn data_of_another_length_than_the_manifest_says_is_not_published() {
     let place = place();
     let (writer, manifest) = begun(&place.path().join("snap"));
-    let data = fs::File::options()
+    let data = std::fs::File::options()
         .write(true)
         .open(writer.data_path().to_str().unwrap());
     data.unwrap().set_len(manifest.data_bytes - 1).unwrap();
