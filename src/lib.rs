@@ -8,6 +8,7 @@
 //! * [`io`]: the engine: requests and tickets, planner, driver, backends.
 //! * [`swapper`]: the `AsyncTensorSwapper`: staging buffers over the engine.
 //! * [`store`]: records on storage, crash-consistent.
+//! * [`snapshot`]: states of one step in a directory of their own, for another store or rank count.
 //! * [`optimizer`]: the optimizer swapper: records, gradients, the pipelined step.
 //! * [`capi`]: the C border, the only place that knows C.
 #![cfg_attr(test, allow(clippy::cast_possible_truncation, clippy::cast_sign_loss))]
@@ -17,6 +18,7 @@ pub mod capi;
 pub mod io;
 pub mod memory;
 pub mod optimizer;
+pub mod snapshot;
 pub mod store;
 pub mod swapper;
 pub mod sys;

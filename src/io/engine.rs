@@ -12,7 +12,7 @@ use super::backend::fault::FaultPlan;
 use super::counters::Counters;
 use super::driver::{self, BackendFacts, Driver};
 use super::metrics::Sources;
-use super::request::{Direction, Request, Sink};
+use super::request::{Direction, Priority, Request, Sink};
 use super::start;
 use super::tensor::Tensor;
 use super::ticket::{Completion, Ticket, Tickets};
@@ -267,7 +267,8 @@ impl Engine {
                 return Err(error);
             }
         };
-        set_sink(&mut request, Arc::clone(&sink) as Arc<dyn Sink>, ticket);
+        let told = Arc::clone(&sink) as Arc<dyn Sink>;
+        set_sink(&mut request, told, ticket, Priority::Foreground);
         match self.core.driver.submit(request) {
             Ok(()) => Ok(ticket),
             Err((error, request)) => {
@@ -320,14 +321,30 @@ impl Engine {
     pub(crate) fn swap_for(
         &self,
         direction: Direction,
+        priority: Priority,
         tensors: &[Tensor],
         paths: &[&CStr],
         sink: Arc<dyn Sink>,
         token: u64,
     ) -> Result<()> {
         let mut request = self.fill(direction, tensors, paths)?;
-        set_sink(&mut request, sink, token);
+        set_sink(&mut request, sink, token, priority);
         self.submit(request)
+    }
+
+    /// Takes a ticket for something that a layer above does itself; it tells the sink, with the
+    /// ticket as token, how that goes on and ends.
+    ///
+    /// # Errors
+    /// `Busy` with all tickets alive.
+    pub(crate) fn open_ticket(&self, total_bytes: u64) -> Result<(Ticket, Arc<dyn Sink>)> {
+        let ticket = self.core.tickets.open(total_bytes, 0)?;
+        Ok((ticket, Arc::clone(&self.core.tickets) as Arc<dyn Sink>))
+    }
+
+    /// Takes back a ticket of [`Engine::open_ticket`] that nobody knows of.
+    pub(crate) fn withdraw_ticket(&self, ticket: Ticket) {
+        self.core.tickets.withdraw(ticket);
     }
 
     /// An empty request for a layer above to fill.
@@ -461,10 +478,11 @@ impl Engine {
     }
 }
 
-fn set_sink(request: &mut Arc<Request>, sink: Arc<dyn Sink>, token: u64) {
+fn set_sink(request: &mut Arc<Request>, sink: Arc<dyn Sink>, token: u64, priority: Priority) {
     // The request was filled through the same reference just before: it is not shared.
     if let Some(request) = Arc::get_mut(request) {
         request.sink = Some(sink);
         request.token = token;
+        request.priority = priority;
     }
 }

@@ -35,5 +35,5 @@ pub(crate) use witness::path_of;
 pub use witness::{Event, StoreCall, Witness};
 
 pub(crate) use request::{
-    Direction, Length, Outcome, Priority, Request, Segment, Sink, length_of, sort_list,
+    Direction, Failure, Length, Outcome, Priority, Request, Segment, Sink, length_of, sort_list,
 };
