@@ -9,7 +9,7 @@ use super::{DATA, MANIFEST, MANIFEST_CHECKSUM, Manifest};
 use crate::base::checksum::crc32c;
 use crate::base::error::{Error, Result};
 use crate::store::{Role, StoreFile, join};
-use crate::sys;
+use crate::sys::{self, WriteLife};
 
 /// A snapshot in the making, in `DIR.partial`. Dropped before [`SnapshotWriter::publish`], it
 /// leaves nothing. One thread at a time.
@@ -34,6 +34,7 @@ impl SnapshotWriter {
     /// As [`SnapshotWriter::create`], in a directory that was just made.
     pub(super) fn create_in(partial: PartialDirectory, data_bytes: u64) -> Result<SnapshotWriter> {
         let data = create_file(&partial, DATA)?;
+        data.hint(WriteLife::Extreme);
         data.set_len(data_bytes)?;
         Ok(SnapshotWriter {
             data,
