@@ -19,18 +19,6 @@ fn contents(store: &Path) -> Vec<(String, Vec<u8>, std::time::SystemTime)> {
         .collect()
 }
 
-/// CRC-32C, bit by bit, from its definition.
-fn crc32c(bytes: &[u8]) -> u32 {
-    let mut crc = u32::MAX;
-    for byte in bytes {
-        crc ^= u32::from(*byte);
-        for _ in 0..8 {
-            crc = (crc >> 1) ^ (0x82f6_3b78 & 0u32.wrapping_sub(crc & 1));
-        }
-    }
-    !crc
-}
-
 #[test]
 fn all_that_a_store_records_is_told_and_nothing_is_changed() {
     let place = place();
