@@ -8,6 +8,7 @@ use super::core::Core;
 use super::image::Image;
 use super::optimizer_swapper::Optimizer;
 use super::record::Residency;
+use crate::base::checksum::Checksum;
 use crate::base::config::ChecksumMode;
 use crate::base::dtype::Dtype;
 use crate::base::error::{Error, Result};
@@ -176,25 +177,29 @@ impl Optimizer {
                 .ok_or_else(|| Error::Internal("a piece lies outside of its state".to_owned()))?;
             match piece.path {
                 None => convert_range(piece.tensor.memory, piece.tensor.dtype, into, master)?,
-                Some(path) => self.read_piece(&piece.tensor, path, into, master)?,
+                Some(path) => {
+                    self.read_piece(&piece.tensor, path, into, master)?;
+                }
             }
         }
         Ok(())
     }
 
-    /// Reads a piece from its file, part by part, and converts it.
-    fn read_piece(
+    /// Reads a piece from its file, part by part, and converts it; returns the checksum of what
+    /// was read.
+    pub(super) fn read_piece(
         &self,
         piece: &Tensor,
         path: &CStr,
         into: MemoryRange,
         into_dtype: Dtype,
-    ) -> Result<()> {
+    ) -> Result<u32> {
         let engine = &self.shared.engine;
         let (from_size, into_size) = (piece.dtype.size_bytes(), into_dtype.size_bytes());
         let part_numel = PART_BYTES / from_size;
         let room = engine.allocate_buffer(PART_BYTES.min(piece.numel * from_size).max(1))?;
         let waiting: Arc<Waiting> = Arc::default();
+        let mut checksum = Checksum::new();
         let mut done = 0;
         while done < piece.numel {
             let numel = part_numel.min(piece.numel - done);
@@ -210,13 +215,14 @@ impl Optimizer {
                 ..*piece
             };
             waiting.read(engine, &[tensor], &[path])?;
+            memory.inspect(|bytes| checksum.update(bytes));
             let target = into
                 .slice(to_usize(done * into_size)?, to_usize(numel * into_size)?)
                 .ok_or_else(outside)?;
             convert_range(memory, piece.dtype, target, into_dtype)?;
             done += numel;
         }
-        Ok(())
+        Ok(checksum.finish())
     }
 }
 

@@ -13,9 +13,10 @@ use super::pieces::Segment;
 use super::reader::{PIECE_BYTES, piece_of_memory};
 use super::reshard_plan::{Plan, Planned, ReshardOptions};
 use super::{Manifest, Snapshot, SnapshotWriter, StateImage};
+use crate::base::checksum::Checksum;
 use crate::base::error::{Error, IoFailure, Result};
 use crate::base::units::{to_u64, to_usize};
-use crate::store::{Checksum, join};
+use crate::store::join;
 use crate::sys;
 
 /// New snapshots in the making. Dropped before they are published, they leave nothing. One thread

@@ -13,7 +13,6 @@ use crate::base::dtype::Dtype;
 use crate::base::error::{Error, Result, Status};
 use crate::base::units::round_up;
 use crate::store::{BLOCK_BYTES, StateSpec};
-use crate::sys;
 
 /// One parameter of one rank: its id, and the bytes of each state; empty for one that is zero.
 type Record = (u64, u64, Vec<Vec<u8>>);
@@ -61,7 +60,7 @@ fn make(directory: &Path, dtypes: &[Dtype], records: &[Record], is_checked: bool
     }
     manifest.data_bytes = data.len() as u64;
     let writer = SnapshotWriter::create(directory, manifest.data_bytes).unwrap();
-    assert_eq!(sys::write_at(writer.data_file(), &data, 0), Ok(data.len()));
+    writer.write_at(&data, 0).unwrap();
     writer.publish(&manifest).unwrap();
 }
 

@@ -1,7 +1,7 @@
 //! The directory of a store: made, locked, and the files in it by name.
 //!
-//! `<path>/rank<N>/` holds `lock`, `data`, `log`, for moments `log.new`, and the directory
-//! `scratch`. Files are named relative to the open directory and symbolic links among them are
+//! `<path>/rank<N>/` holds `lock`, `data`, at times `spare`, and, in the first directory of a store,
+//! `log`, for moments `log.new`, and the directory `scratch`. Files are named relative to the open directory and symbolic links among them are
 //! refused, so a store never writes outside of its directory.
 
 use std::ffi::{CStr, CString};
@@ -21,6 +21,7 @@ use crate::sys::{self, Errno, FileKind};
 
 const LOCK: &CStr = c"lock";
 pub(crate) const DATA: &CStr = c"data";
+pub(crate) const SPARE: &CStr = c"spare";
 pub(crate) const LOG: &CStr = c"log";
 pub(crate) const NEW_LOG: &CStr = c"log.new";
 const SCRATCH: &CStr = c"scratch";

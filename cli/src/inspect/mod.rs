@@ -28,8 +28,10 @@ use verify::Verified;
 /// no store, or one in a version of the format that is not known here, it is 3.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// The store or snapshot: a directory rankN, or the one that holds several
-    store: PathBuf,
+    /// The store or snapshot: a directory rankN, or the one that holds several; for a store in
+    /// several directories all of them, in their order
+    #[arg(required = true)]
+    store: Vec<PathBuf>,
     /// Read all that was committed, and compare the checksums
     #[arg(long)]
     verify: bool,
@@ -41,7 +43,7 @@ pub(crate) struct Options {
     limit: usize,
 }
 
-/// What is told of one place.
+/// What is told of one store or snapshot.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 enum Report {
@@ -50,15 +52,19 @@ enum Report {
 }
 
 impl Report {
-    fn of(place: &Path, is_verified: bool) -> Result<Report, Failure> {
+    fn of(places: &[PathBuf], is_verified: bool) -> Result<Report, Failure> {
+        let place = &places[0];
         if is_snapshot(place) {
-            return SnapshotReport::new(place, is_verified).map(Report::Snapshot);
+            return match places.len() {
+                1 => SnapshotReport::new(place, is_verified).map(Report::Snapshot),
+                _ => Err(Failure::wrong("a snapshot lies in one directory")),
+            };
         }
         // Before the log is read: who begins to write after that is noticed by the verification.
         let usage = usage::usage_of(place);
-        let reader = StoreReader::open(place)?;
+        let reader = StoreReader::open(places)?;
         let (reader, verified) = match is_verified {
-            true => verify::verify(place, reader).map(|(reader, found)| (reader, Some(found)))?,
+            true => verify::verify(places, reader).map(|(reader, found)| (reader, Some(found)))?,
             false => (reader, None),
         };
         let report = StoreReport::new(place, &reader, usage, verified);
@@ -104,10 +110,11 @@ fn is_snapshot(place: &Path) -> bool {
     place.join("manifest.json").symlink_metadata().is_ok()
 }
 
-/// The store's or snapshot's own directory, or those of the ranks in it.
-fn places_in(path: &Path) -> Result<Vec<PathBuf>, Failure> {
+/// The directories that were named, or those of the ranks in them.
+fn places_in(paths: &[PathBuf]) -> Result<Vec<Vec<PathBuf>>, Failure> {
+    let path = &paths[0];
     if is_snapshot(path) || path.join("log").symlink_metadata().is_ok() {
-        return Ok(vec![path.to_owned()]);
+        return Ok(vec![paths.to_vec()]);
     }
     let failed = Failure::at("open", path);
     let mut ranks = Vec::new();
@@ -115,12 +122,13 @@ fn places_in(path: &Path) -> Result<Vec<PathBuf>, Failure> {
         let name = entry.map_err(&failed)?.file_name();
         let number = name.to_str().and_then(|name| name.strip_prefix("rank"));
         if let Some(rank) = number.and_then(|number| number.parse::<u32>().ok()) {
-            ranks.push((rank, path.join(name)));
+            let places = paths.iter().map(|path| path.join(&name)).collect();
+            ranks.push((rank, places));
         }
     }
     ranks.sort();
     match ranks.is_empty() {
-        false => Ok(ranks.into_iter().map(|(_, path)| path).collect()),
+        false => Ok(ranks.into_iter().map(|(_, places)| places).collect()),
         true => Err(Failure::Refused(format!(
             "{} is not a store: it has no log in it, and no directory rank<N>",
             path.display()
