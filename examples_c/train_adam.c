@@ -108,26 +108,41 @@ static tsw_tensor floats(float *values, size_t count)
     return (tsw_tensor){.data = values, .numel = count, .dtype = TSW_F32};
 }
 
-/* Puts the state before the first step into the store: the weights are the masters. */
-static void storage_initialize(struct training *training)
-{
-    for (uint64_t id = 0; id < training->pieces_len; id++) {
-        const struct piece *piece = &training->pieces[id];
-        const tsw_tensor source = floats(training->model->weights + piece->first, piece->count);
-        check(tsw_optimizer_initialize_parameters(training->optimizer, &id, &source, 1),
-              "initialize");
-    }
-    check(tsw_optimizer_set_user_data(training->optimizer, &training->progress,
-                                      sizeof training->progress),
-          "progress");
-    check(tsw_optimizer_commit(training->optimizer), "commit");
-}
-
 static void read_state(const struct training *training, size_t id, int state, float *values)
 {
     const tsw_tensor destination = floats(values, training->pieces[id].count);
     check(tsw_optimizer_read_state(training->optimizer, id, state_names[state], &destination),
           "read state");
+}
+
+/* The masters become the working copies of the weights. */
+static void read_weights(const struct training *training)
+{
+    for (size_t id = 0; id < training->pieces_len; id++)
+        read_state(training, id, MASTER, training->model->weights + training->pieces[id].first);
+}
+
+/* Puts the state before the first step into the store: the weights are the masters, or with --init
+ * the tensors with the names of the records. */
+static void storage_initialize(struct training *training)
+{
+    const char *file = training->options->init_from;
+
+    for (uint64_t id = 0; id < training->pieces_len; id++) {
+        const struct piece *piece = &training->pieces[id];
+        const tsw_tensor source = floats(training->model->weights + piece->first, piece->count);
+        check(file == NULL
+                  ? tsw_optimizer_initialize_parameters(training->optimizer, &id, &source, 1)
+                  : tsw_optimizer_initialize_from_safetensors(training->optimizer, file, &id, NULL,
+                                                              1),
+              "initialize");
+    }
+    if (file != NULL)
+        read_weights(training);
+    check(tsw_optimizer_set_user_data(training->optimizer, &training->progress,
+                                      sizeof training->progress),
+          "progress");
+    check(tsw_optimizer_commit(training->optimizer), "commit");
 }
 
 /* ---- a step ---- */
@@ -307,8 +322,7 @@ static int run_resume(struct training *training)
     training->step = (int)steps;
     training->progress = stored;
     training->model->random = stored.random;
-    for (size_t id = 0; id < training->pieces_len; id++)
-        read_state(training, id, MASTER, training->model->weights + training->pieces[id].first);
+    read_weights(training);
     if (training->options->verify && !interrupted)
         good = verify(training);
     return good;
@@ -328,13 +342,13 @@ static int run_begin(struct training *training)
     training->directory = options->store != NULL ? options->store : temporary_directory(".");
     cut_pieces(training);
     round_state(options, MASTER, model->weights, model->parameters);
+    storage_open(training, options->resume ? "existing" : "new");
+    if (!options->resume)
+        storage_initialize(training);
     if (options->verify)
         reference_begin(training);
-    storage_open(training, options->resume ? "existing" : "new");
     if (options->resume)
         good = run_resume(training);
-    else
-        storage_initialize(training);
 
     check(tsw_optimizer_get_stats(training->optimizer, &stats), "figures");
     printf("model: %zu parameters in %zu records\n"
@@ -395,6 +409,9 @@ static int run(struct training *training)
         show_progress(training);
     }
     check(tsw_optimizer_commit(training->optimizer), "commit");
+    if (training->options->export_to != NULL)
+        check(tsw_optimizer_export_safetensors(training->optimizer, training->options->export_to, 0),
+              "--export");
     show_summary(training);
     storage_close(training);
 

@@ -10,6 +10,7 @@ enum { THREADS_MAX = 64, SETTINGS_MAX = 16 };
 
 struct options {
     const char *store; /* NULL for a temporary directory */
+    const char *init_from, *export_to; /* safetensors files, or NULL */
     const char *settings[SETTINGS_MAX];
     uint32_t disk_types[STATES];
     int settings_len, verify, resume;
@@ -24,6 +25,8 @@ static inline void show_help(void)
          "  --steps N            train up to this step (100)\n"
          "  --store D            directory of the store; what is there is replaced (a temporary one)\n"
          "  --resume             go on with the training that --store holds\n"
+         "  --init FILE          weights to begin with, from a safetensors file or the index of several\n"
+         "  --export FILE        write weights and moments at the end, as safetensors\n"
          "  --verify             train in memory too, and require the same bits\n"
          "  --crash-at N         die by SIGKILL in the middle of step N\n"
          "  --threads N          threads that update (2)\n"
@@ -66,6 +69,7 @@ static inline struct options parse_options(int argc, char **argv)
 {
     static const struct option names[] = {
         {"steps", required_argument, NULL, 's'},    {"store", required_argument, NULL, 'd'},
+        {"init", required_argument, NULL, 'i'},     {"export", required_argument, NULL, 'x'},
         {"resume", no_argument, NULL, 'r'},         {"verify", no_argument, NULL, 'v'},
         {"crash-at", required_argument, NULL, 'c'}, {"threads", required_argument, NULL, 't'},
         {"set", required_argument, NULL, 'k'},      {"state-types", required_argument, NULL, 'y'},
@@ -86,6 +90,8 @@ static inline struct options parse_options(int argc, char **argv)
         case 's': options.steps = parse_number("steps", optarg, 0, 1000000); break;
         case 'd': options.store = optarg; break;
         case 'r': options.resume = 1; break;
+        case 'i': options.init_from = optarg; break;
+        case 'x': options.export_to = optarg; break;
         case 'v': options.verify = 1; break;
         case 'c': options.crash_at = parse_number("crash-at", optarg, 1, 1000000); break;
         case 't': options.threads = parse_number("threads", optarg, 1, THREADS_MAX); break;
@@ -105,6 +111,8 @@ static inline struct options parse_options(int argc, char **argv)
     }
     if (options.resume && options.store == NULL)
         fail("--resume", "needs --store");
+    if (options.resume && options.init_from != NULL)
+        fail("--init", "what is resumed has its weights");
     return options;
 }
 

@@ -31,6 +31,7 @@ const SOURCES: &[&str] = &[
     "optimizer_record",
     "optimizer_step",
     "optimizer_contents",
+    "optimizer_exchange",
     "optimizer_stats",
     "partition",
     "timer",

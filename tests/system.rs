@@ -389,6 +389,7 @@ fn shares_blocks(kind: &str) {
     let writable = |path: &Path| {
         let mut options = std::fs::File::options();
         options
+            .read(true)
             .write(true)
             .create(true)
             .truncate(false)

@@ -13,6 +13,7 @@ mod arena;
 mod commit;
 mod copying;
 mod core;
+mod exchange;
 mod figures;
 mod footprint;
 mod gradient_calls;

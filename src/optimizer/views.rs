@@ -145,7 +145,11 @@ impl Optimizer {
         }
     }
 
-    fn verify(&self, image: &Image<'_>, version: &Version, index: u32) -> Result<()> {
+    /// Whether what was read is what was written.
+    ///
+    /// # Errors
+    /// `Checksum`.
+    pub(super) fn verify(&self, image: &Image<'_>, version: &Version, index: u32) -> Result<()> {
         if self.shared.options.checksum != ChecksumMode::Verify {
             return Ok(());
         }

@@ -42,6 +42,15 @@ pub fn open_at(parent: BorrowedFd<'_>, name: &CStr, create: bool) -> Result<Owne
     file(parent, name, libc::O_RDWR | create)
 }
 
+/// Makes a file called `name` in a directory, with mode 0600 less the umask, and opens it for reading
+/// and writing. Closed on `exec`.
+///
+/// # Errors
+/// As `openat(2)`: `EEXIST` where anything has the name, a symbolic link among them.
+pub fn create_at(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
+    file(parent, name, libc::O_RDWR | libc::O_CREAT | libc::O_EXCL)
+}
+
 /// Opens the file called `name` in a directory for reading only. Closed on `exec`.
 ///
 /// # Errors
@@ -176,7 +185,8 @@ mod tests {
             open_at(inner.as_fd(), c"a", false).err(),
             Some(libc::ENOENT)
         );
-        open_at(inner.as_fd(), c"a", true).unwrap();
+        create_at(inner.as_fd(), c"a").unwrap();
+        assert_eq!(create_at(inner.as_fd(), c"a").err(), Some(libc::EEXIST));
         open_at(inner.as_fd(), c"b", true).unwrap();
         rename_at(inner.as_fd(), c"a", c"b").unwrap();
         assert_eq!(names_in(inner.as_fd()), Ok(vec![c"b".to_owned()]));

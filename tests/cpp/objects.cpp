@@ -327,6 +327,25 @@ static void optimizers()
     store.purge_state();
     store.read_state(3, "moment", tensor(read));
     EXPECT(read[0] == 0);
+
+    // What others read and write.
+    const std::vector<std::uint64_t> ids = {3, 4};
+    store.export_safetensors("model.safetensors");
+    store.export_safetensors(std::string("model.safetensors"), 2000);
+    store.write_state(3, "master", const_tensor(values));
+    store.initialize_from_safetensors("model.safetensors", ids);
+    store.read_state(3, "master", tensor(read));
+    EXPECT(read[1] == 2 && read[2] == 0.25f);
+    store.write_state(3, "master", const_tensor(values));
+    const std::vector<const char*> names = {"layer", nullptr};
+    store.initialize_from_safetensors("model.safetensors.index.json", ids, names);
+    store.read_state(3, "master", tensor(read));
+    EXPECT(read[1] == 2 && read[2] == 0.25f);
+    EXPECT(failure_of([&] {
+               store.initialize_from_safetensors("raw", ids, span<const char* const>(names.data(), 1));
+           }).code() == status::invalid_argument);
+    EXPECT(failure_of([&] { store.initialize_from_safetensors("raw", ids); }).code() == status::corrupt);
+
     store.discard_gradients();
     EXPECT(store.gradient_norm(3).sum_of_squares == 0);
     EXPECT(store.parameters_len() == 2 && store.parameter_at(1).id == 4);

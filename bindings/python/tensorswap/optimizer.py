@@ -172,6 +172,35 @@ class Optimizer:
                 slot.tensor.data, slot.tensor.numel, slot.tensor.dtype = pointer, numel, kind
         check(lib.tsw_optimizer_initialize_from_swapped(self._live(), array, len(pieces)))
 
+    def export_safetensors(self, file: Path, shard_bytes_max: int = 0) -> None:
+        """Write all states of all parameters, committed or not, as safetensors, in place of what is there.
+
+        The master has the name of its parameter (`parameter.<id>` without one), other states `.` and their own
+        name behind it, each of one dimension and in its type on storage. Data longer than `shard_bytes_max`, where
+        that is not 0, goes into several files, which `<file>.index.json` lists as Hugging Face's libraries do.
+        """
+        text = ffi.new("char[]", path_bytes(file))
+        check(lib.tsw_optimizer_export_safetensors(self._live(), text, unsigned(shard_bytes_max, "shard_bytes_max")))
+
+    def initialize_from_safetensors(self, file: Path, ids: Union[Iterable[int], Mapping[int, Optional[str]]]) -> None:
+        """Give parameters the values of their master from a safetensors file, or from an index of several.
+
+        `ids` are the parameters; a mapping tells for each the name of its tensor, where it is not the one that an
+        export gives it, or None. The tensors are f32, f16 or bf16, of any shape. Pending until `commit`.
+        """
+        numbers = [unsigned(id, "id") for id in ids]
+        names = [ids[id] for id in ids] if isinstance(ids, Mapping) else [None] * len(numbers)
+        texts = [ffi.NULL if name is None else ffi.new("char[]", _name(name)) for name in names]
+        check(
+            lib.tsw_optimizer_initialize_from_safetensors(
+                self._live(),
+                ffi.new("char[]", path_bytes(file)),
+                ffi.new("uint64_t[]", numbers),
+                ffi.new("char *[]", texts),
+                len(numbers),
+            )
+        )
+
     def purge_state(self) -> None:
         """Set the moments of all parameters back to zero; the masters stay. Pending until `commit`."""
         check(lib.tsw_optimizer_purge_state(self._live()))
