@@ -412,7 +412,7 @@ fn a_range_is_cloned_where_the_file_system_can() {
 fn too_little_space_is_said_in_bytes() {
     let place = place();
     let directory = place.path().join("snap");
-    // More than any disk has, and less than a file may have on most file systems.
+    // More than any disk has. None of it may be taken before that is said.
     let writer = SnapshotWriter::create(&directory, 1 << 43).unwrap();
     let error = writer.reserve().unwrap_err();
     match error.status() {
