@@ -176,11 +176,11 @@ fn what_is_no_readable_store_is_said_in_one_line() {
     let write = |bytes: &[u8]| std::fs::write(store.join("log"), bytes).unwrap();
     // A version that is not known yet, whole otherwise.
     let mut newer = log.clone();
-    newer[8] = 2;
+    newer[8] = 3;
     let crc = crc32c(&newer[..60]);
     newer[60..64].copy_from_slice(&crc.to_le_bytes());
     write(&newer);
-    run(&["inspect", path]).refused(3, "log is in version 2 of the format; this build knows 1");
+    run(&["inspect", path]).refused(3, "log is in version 3 of the format; this build knows 2");
     let mut damaged = log.clone();
     damaged[80] ^= 4;
     write(&damaged);
