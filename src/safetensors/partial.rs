@@ -216,16 +216,21 @@ impl Drop for Partials {
 
 /// Gives a new file its length and space.
 fn reserve(file: BorrowedFd<'_>, path: &CStr, len_bytes: u64) -> Result<()> {
-    let reserved = match sys::allocate(file, 0, len_bytes) {
+    let reserved = match sys::file_size_limit_bytes() {
+        // The kernel would end the process with a signal.
+        Ok(limit) if len_bytes > limit => Err(libc::EFBIG),
+        _ => sys::allocate(file, 0, len_bytes),
+    };
+    let reserved = match reserved {
         // The file system finds the space as the file is written.
-        Err(libc::EOPNOTSUPP) => sys::set_len(file, len_bytes),
+        Err(libc::EOPNOTSUPP | libc::ENOSYS) => sys::set_len(file, len_bytes),
         reserved => reserved,
     };
     reserved.map_err(|errno| {
-        let detail = match (errno, sys::free_bytes(file)) {
-            (libc::ENOSPC, Ok(free)) => format!("{len_bytes} bytes are needed, {free} are free"),
-            _ => format!("{len_bytes} bytes"),
-        };
+        // KERNEL: ext4 keeps what it had found before space ran out, which is all that was free.
+        let _ = sys::set_len(file, 0);
+        let free = sys::free_bytes(file).unwrap_or(0);
+        let detail = format!("{len_bytes} bytes are needed, {free} are free");
         Error::io("reserve", path.to_bytes(), None, errno, detail)
     })
 }
