@@ -8,6 +8,7 @@
 //! * [`io`]: the engine: requests and tickets, planner, driver, backends.
 //! * [`swapper`]: the `AsyncTensorSwapper`: staging buffers over the engine.
 //! * [`store`]: records on storage, crash-consistent.
+//! * [`snapshot`]: states of one step in a directory of their own, for another store or rank count.
 //! * `safetensors`: files of tensors that others read and write.
 //! * [`optimizer`]: the optimizer swapper: records, gradients, the pipelined step.
 //! * [`capi`]: the C border, the only place that knows C.
@@ -19,6 +20,7 @@ pub mod io;
 pub mod memory;
 pub mod optimizer;
 mod safetensors;
+pub mod snapshot;
 pub mod store;
 pub mod swapper;
 pub mod sys;

@@ -16,12 +16,13 @@ mod training;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::PathBuf;
 
 use support::*;
 use tempfile::TempDir;
 use tensorswap::base::dtype::Dtype;
 use tensorswap::base::error::{Error, Status};
-use tensorswap::io::{Engine, Tensor};
+use tensorswap::io::{Engine, Tensor, Ticket};
 use tensorswap::optimizer::{NO_PARAMETER, Optimizer, ParameterView, Partition};
 use training::*;
 
@@ -79,6 +80,11 @@ struct World {
     rewritten: BTreeSet<u64>,
     /// The last explicit commit, and the ends of steps since.
     saved: Vec<Saved>,
+    /// How many directories the store has.
+    places: usize,
+    /// A snapshot in the making, and what it must hold.
+    snapshot: Option<(Ticket, PathBuf, Saved)>,
+    snapshots_count: usize,
 }
 
 impl World {
@@ -95,6 +101,10 @@ impl World {
             ("gradients", *random.pick(&["memory", "disk", "auto"])),
             ("checksum", *random.pick(&["off", "verify"])),
         ];
+        let places = match backend {
+            "memory" => 1,
+            _ => *random.pick(&[1, 2, 3]),
+        };
         let types = *random.pick(&[F32, BF16_MOMENTS, F16]);
         let mut world = World {
             directory: directory(),
@@ -112,7 +122,10 @@ impl World {
             pending: BTreeSet::new(),
             rewritten: BTreeSet::new(),
             saved: Vec::new(),
-            log: vec![format!("{settings:?} {types:?}")],
+            log: vec![format!("{settings:?} {places} {types:?}")],
+            places,
+            snapshot: None,
+            snapshots_count: 0,
             settings,
             random,
         };
@@ -164,7 +177,19 @@ impl World {
 
     fn open(&mut self) {
         let types = self.now.types.clone();
-        let opened = try_open(&self.engine, self.directory.path(), &self.settings, &types);
+        let directory = self.directory.path();
+        // The first one gets half as much as each of the others, where there are others.
+        let weight = |place| if place == 0 { 1 } else { 2 };
+        let places = (0..self.places).map(|place| {
+            format!(
+                "{}={}",
+                directory.join(place.to_string()).display(),
+                weight(place)
+            )
+        });
+        let path = places.collect::<Vec<_>>().join(",");
+        let settings = [&self.settings[..], &[("path", path.as_str())]].concat();
+        let opened = try_open(&self.engine, directory, &settings, &types);
         self.optimizer = Some(opened.unwrap());
     }
 
@@ -768,6 +793,66 @@ impl World {
         }
     }
 
+    /// Has a snapshot made of the last commit.
+    fn begin_snapshot(&mut self) {
+        let saved = self.saved.last().unwrap().clone();
+        let mut errors = Vec::new();
+        if self.is("backend", "memory") {
+            errors.push(Status::Unsupported);
+        } else if self.snapshot.is_some() {
+            errors.extend([Status::Busy, Status::Ok]);
+        } else if saved.known.is_empty() {
+            // A commit in the background takes along what is registered until it is done.
+            errors.extend([Status::InvalidArgument, Status::Ok]);
+        }
+        let name = format!("snapshots/{}", self.snapshots_count);
+        let directory = self.directory.path().join(name);
+        let result = self.optimizer().snapshot(&directory);
+        if let Some(ticket) = self.settle("snapshot", result, &errors) {
+            // One that was to be refused for another one may come after the end of that.
+            self.end_snapshot(false);
+            self.snapshots_count += 1;
+            self.snapshot = Some((ticket, directory, saved));
+        }
+    }
+
+    /// Waits for the snapshot, and restores it into a store of other directories and other types.
+    fn end_snapshot(&mut self, is_cancelled: bool) {
+        let Some((ticket, directory, saved)) = self.snapshot.take() else {
+            return;
+        };
+        if is_cancelled {
+            self.engine.cancel(ticket).unwrap();
+        }
+        let ended = self.engine.wait(ticket, None).unwrap().outcome;
+        let errors: &[Status] = match is_cancelled {
+            true => &[Status::Cancelled, Status::Ok],
+            false => &[],
+        };
+        if self.settle("snapshot's end", ended, errors).is_none() {
+            assert!(!directory.exists(), "a half-made snapshot");
+            return;
+        }
+        let store = tempfile::tempdir_in(self.directory.path()).unwrap();
+        let mut expected = saved.model;
+        for types in [expected.types.clone(), F32.to_vec()] {
+            let engine = engine(&[("backend", "threads")]);
+            let settings = [("store", "new"), ("views_max", "1")];
+            let restored = try_open(&engine, store.path(), &settings, &types).unwrap();
+            restored.restore(&directory).unwrap();
+            assert_eq!(restored.step_number(), expected.step);
+            assert_eq!(restored.user_data(), saved.user_data);
+            assert!(restored.parameters_len() >= saved.known.len());
+            expected.types = types;
+            for id in &saved.known {
+                for (state, values) in expected.records[id].states.iter().enumerate() {
+                    let found = read_state(&restored, &expected, *id, state).unwrap();
+                    assert!(found == *values, "{id} {state} of {}", directory.display());
+                }
+            }
+        }
+    }
+
     fn set_user_data(&mut self) {
         let len = *self.random.pick(&[0, 10, 5000, (1 << 20) + 1]);
         if self.step.is_some() {
@@ -818,6 +903,8 @@ impl World {
         }
         let durable = self.optimizer().stats().durable_step;
         self.optimizer = None;
+        // It was told to stop with the optimizer.
+        self.end_snapshot(true);
         self.step = None;
         self.held.clear();
         self.ahead = None;
@@ -866,13 +953,15 @@ impl World {
         if self.step.is_some() && !self.random.one_in(5) {
             return match self.random.below(16) {
                 0..=6 => self.step_next(),
-                7..=12 => self.step_done(),
+                7..=11 => self.step_done(),
+                12 if self.random.one_in(4) => self.begin_snapshot(),
+                12 => self.step_done(),
                 13 | 14 => self.step_end(),
                 _ if self.random.one_in(3) => self.step_abort(),
                 _ => {}
             };
         }
-        match self.random.below(60) {
+        match self.random.below(64) {
             0..=4 => self.add_parameter(),
             5 => self.add_state(),
             6..=8 => self.initialize(),
@@ -894,6 +983,9 @@ impl World {
             53 | 54 => self.access_state(true),
             55 | 56 => self.set_user_data(),
             57 | 58 => self.look(),
+            60 | 61 => self.begin_snapshot(),
+            62 => self.end_snapshot(false),
+            63 => self.end_snapshot(true),
             _ => self.reopen(),
         }
     }

@@ -8,14 +8,15 @@ use super::core::Core;
 use super::image::Image;
 use super::optimizer_swapper::Optimizer;
 use super::record::Residency;
+use crate::base::checksum::Checksum;
 use crate::base::config::ChecksumMode;
 use crate::base::dtype::Dtype;
 use crate::base::error::{Error, Result};
 use crate::base::sync::{MutexGuard, lock};
 use crate::base::units::{MIB, to_usize};
-use crate::io::{Engine, Tensor, Waiting};
+use crate::io::{Tensor, Waiting};
+use crate::memory::MemoryRange;
 use crate::memory::numbers::{Rounder, convert, is_convertible};
-use crate::memory::{Buffer, MemoryRange};
 
 /// Pieces of files are read in parts of this size.
 const PART_BYTES: u64 = 8 * MIB;
@@ -56,7 +57,7 @@ impl Optimizer {
             path: None,
         };
         let pieces: Vec<Partition<'_>> = ids.iter().zip(sources).map(piece).collect();
-        self.initialize_from_swapped(&pieces)
+        self.initialize(&pieces)
     }
 
     /// Gives master parameters their values from pieces in memory or in files, as
@@ -67,21 +68,12 @@ impl Optimizer {
     /// As there; `InvalidArgument` for pieces that overlap, leave a gap or reach beyond the
     /// parameter; what kept a file from being read.
     pub fn initialize_from_swapped(&self, partitions: &[Partition<'_>]) -> Result<()> {
-        let _desk = self.enter()?;
-        self.initialize(partitions, &self.shared.engine)
+        self.initialize(partitions)
     }
 
-    /// Does so for a caller who is at the desk; files are read by an engine of his choice.
-    ///
-    /// # Errors
-    /// As [`initialize_from_swapped`](Optimizer::initialize_from_swapped).
-    pub(super) fn initialize(&self, pieces: &[Partition<'_>], engine: &Engine) -> Result<()> {
+    fn initialize(&self, pieces: &[Partition<'_>]) -> Result<()> {
+        let _desk = self.enter()?;
         let started = Instant::now();
-        let mut files = FileReader {
-            engine,
-            room: None,
-            waiting: Arc::default(),
-        };
         let mut core = self.settled_between_steps()?;
         let mut order: Vec<usize> = (0..pieces.len()).collect();
         order.sort_by_key(|at| (pieces[*at].parameter_id, pieces[*at].offset, *at));
@@ -96,8 +88,7 @@ impl Optimizer {
         let mut indices = Vec::new();
         for run in order.chunk_by(same) {
             let parts = run.iter().map(|at| &pieces[*at]);
-            let id = pieces[run[0]].parameter_id;
-            indices.push(self.initialize_one(id, parts, &mut files)?);
+            indices.push(self.initialize_one(pieces[run[0]].parameter_id, parts)?);
         }
         for index in indices {
             self.wait_written(index)?;
@@ -112,7 +103,6 @@ impl Optimizer {
         &self,
         id: u64,
         pieces: impl Iterator<Item = &'a Partition<'a>>,
-        files: &mut FileReader<'_>,
     ) -> Result<u32> {
         let core = lock(&self.shared.core);
         let index = core.find(id)?;
@@ -128,7 +118,8 @@ impl Optimizer {
         };
         let zero_states = layout.zero_but_master();
         let checked = self.shared.options.checksum != ChecksumMode::Off;
-        let filled = fill_master(&image, pieces, files)
+        let filled = self
+            .fill_master(&image, pieces)
             .and_then(|()| image.describe(before, zero_states, checked));
         core = lock(&self.shared.core);
         match filled {
@@ -170,53 +161,51 @@ impl Optimizer {
         let memory = self.shared.memory_of(&core, index)?;
         Ok((core, memory))
     }
-}
 
-fn fill_master<'a>(
-    image: &Image<'_>,
-    pieces: impl Iterator<Item = &'a Partition<'a>>,
-    files: &mut FileReader<'_>,
-) -> Result<()> {
-    let master = image.layout.states[0].disk_dtype;
-    let bytes = image.bytes(0)?;
-    for piece in pieces {
-        let start = to_usize(piece.offset * master.size_bytes())?;
-        let len = to_usize(piece.tensor.numel * master.size_bytes())?;
-        let into = bytes
-            .slice(start, len)
-            .ok_or_else(|| Error::Internal("a piece lies outside of its state".to_owned()))?;
-        match piece.path {
-            None => convert_range(piece.tensor.memory, piece.tensor.dtype, into, master)?,
-            Some(path) => files.read(&piece.tensor, path, into, master)?,
+    fn fill_master<'a>(
+        &self,
+        image: &Image<'_>,
+        pieces: impl Iterator<Item = &'a Partition<'a>>,
+    ) -> Result<()> {
+        let master = image.layout.states[0].disk_dtype;
+        let bytes = image.bytes(0)?;
+        for piece in pieces {
+            let start = to_usize(piece.offset * master.size_bytes())?;
+            let len = to_usize(piece.tensor.numel * master.size_bytes())?;
+            let into = bytes
+                .slice(start, len)
+                .ok_or_else(|| Error::Internal("a piece lies outside of its state".to_owned()))?;
+            match piece.path {
+                None => convert_range(piece.tensor.memory, piece.tensor.dtype, into, master)?,
+                Some(path) => {
+                    self.read_piece(&piece.tensor, path, into, master)?;
+                }
+            }
         }
+        Ok(())
     }
-    Ok(())
-}
 
-/// Reads pieces from files, through memory that is used again.
-struct FileReader<'a> {
-    engine: &'a Engine,
-    room: Option<Buffer>,
-    waiting: Arc<Waiting>,
-}
-
-impl FileReader<'_> {
-    /// Reads a piece from its file, part by part, and converts it.
-    fn read(
-        &mut self,
+    /// Reads a piece from its file, part by part, and converts it; returns the checksum of what
+    /// was read.
+    pub(super) fn read_piece(
+        &self,
         piece: &Tensor,
         path: &CStr,
         into: MemoryRange,
         into_dtype: Dtype,
-    ) -> Result<()> {
+    ) -> Result<u32> {
+        let engine = &self.shared.engine;
         let (from_size, into_size) = (piece.dtype.size_bytes(), into_dtype.size_bytes());
         let part_numel = PART_BYTES / from_size;
-        let room = self.room(PART_BYTES.min(piece.numel * from_size))?;
+        let room = engine.allocate_buffer(PART_BYTES.min(piece.numel * from_size).max(1))?;
+        let waiting: Arc<Waiting> = Arc::default();
+        let mut checksum = Checksum::new();
         let mut done = 0;
         while done < piece.numel {
             let numel = part_numel.min(piece.numel - done);
             let outside = || Error::Internal("a part lies outside of its piece".to_owned());
             let memory = room
+                .range()
                 .slice(0, to_usize(numel * from_size)?)
                 .ok_or_else(outside)?;
             let tensor = Tensor {
@@ -225,25 +214,15 @@ impl FileReader<'_> {
                 file_offset: piece.file_offset + done * from_size,
                 ..*piece
             };
-            self.waiting.read(self.engine, &[tensor], &[path])?;
+            waiting.read(engine, &[tensor], &[path])?;
+            memory.inspect(|bytes| checksum.update(bytes));
             let target = into
                 .slice(to_usize(done * into_size)?, to_usize(numel * into_size)?)
                 .ok_or_else(outside)?;
             convert_range(memory, piece.dtype, target, into_dtype)?;
             done += numel;
         }
-        Ok(())
-    }
-
-    /// Memory of at least this length.
-    fn room(&mut self, len_bytes: u64) -> Result<MemoryRange> {
-        match &self.room {
-            Some(room) if room.len_bytes() >= len_bytes => Ok(room.range()),
-            _ => {
-                let room = self.engine.allocate_buffer(len_bytes.max(1))?;
-                Ok(self.room.insert(room).range())
-            }
-        }
+        Ok(checksum.finish())
     }
 }
 

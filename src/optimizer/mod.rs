@@ -11,6 +11,7 @@
 
 mod arena;
 mod commit;
+mod copying;
 mod core;
 mod exchange;
 mod figures;
@@ -23,8 +24,10 @@ mod one_by_one;
 mod optimizer_swapper;
 mod pump;
 mod record;
+mod restore;
 mod room;
 mod shared;
+mod snapshot;
 mod state_access;
 mod stats;
 mod step;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use ::safetensors::Dtype as FileDtype;
 use ::safetensors::tensor::{Metadata, TensorInfo};
-use serde_core::ser::{Serialize, SerializeMap, Serializer};
+use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use crate::base::dtype::Dtype;
 use crate::base::units::to_u64;

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use crate::base::dtype::Dtype;
 use crate::base::error::{Error, Result};
 use crate::base::units::{MIB, to_u64, to_usize};
-use crate::io::{Direction, Engine, KEEP_LENGTH, Tensor, Waiting};
+use crate::io::tensor::KEEP_LENGTH;
+use crate::io::{Direction, Engine, Priority, Tensor, Waiting};
 use crate::memory::{Buffer, MemoryRange};
 
 /// Writes begin at multiples of this in the file, but for the first one.
@@ -127,8 +128,13 @@ impl Stream {
             file_offset: self.start,
             user_tag: 0,
         };
-        room.waiting
-            .start(target.engine, Direction::Out, &[tensor], &[target.path])?;
+        room.waiting.begin(
+            target.engine,
+            Direction::Out,
+            Priority::Foreground,
+            &[tensor],
+            &[target.path],
+        )?;
         room.is_moving = true;
         self.start = self.position;
         self.current = (self.current + 1) % ROOMS_MAX;
@@ -165,7 +171,7 @@ impl Stream {
 impl Room {
     fn settle(&mut self) -> Result<()> {
         match std::mem::take(&mut self.is_moving) {
-            true => self.waiting.finish(),
+            true => self.waiting.end(),
             false => Ok(()),
         }
     }

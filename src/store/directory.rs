@@ -1,7 +1,7 @@
 //! The directory of a store: made, locked, and the files in it by name.
 //!
-//! `<path>/rank<N>/` holds `lock`, `data`, `log`, for moments `log.new`, and the directory
-//! `scratch`. Files are named relative to the open directory and symbolic links among them are
+//! `<path>/rank<N>/` holds `lock`, `data`, at times `spare`, and, in the first directory of a store,
+//! `log`, for moments `log.new`, and the directory `scratch`. Files are named relative to the open directory and symbolic links among them are
 //! refused, so a store never writes outside of its directory.
 
 use std::ffi::{CStr, CString};
@@ -21,6 +21,7 @@ use crate::sys::{self, Errno, FileKind};
 
 const LOCK: &CStr = c"lock";
 pub(crate) const DATA: &CStr = c"data";
+pub(crate) const SPARE: &CStr = c"spare";
 pub(crate) const LOG: &CStr = c"log";
 pub(crate) const NEW_LOG: &CStr = c"log.new";
 const SCRATCH: &CStr = c"scratch";
@@ -286,7 +287,7 @@ fn io_error(operation: &'static str, path: &Path, errno: Errno) -> Error {
 }
 
 /// Makes a directory and those above it, each of them synced into the one that holds it.
-fn make_path(path: &Path) -> Result<(), Errno> {
+pub(crate) fn make_path(path: &Path) -> Result<(), Errno> {
     let errno_of = |error: std::io::Error| error.raw_os_error().unwrap_or(libc::EIO);
     let missing: Vec<&Path> = path
         .ancestors()

@@ -1,7 +1,7 @@
 //! One of the store's own files, open: system calls whose failures say what failed.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use crate::base::error::{Error, IoFailure, Result};
@@ -27,6 +27,12 @@ pub(crate) struct StoreFile {
     path: CString,
     pub(crate) role: Role,
     witness: Option<Arc<Witness>>,
+}
+
+impl AsFd for StoreFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
 }
 
 impl StoreFile {

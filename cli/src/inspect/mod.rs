@@ -4,7 +4,7 @@ mod report;
 mod usage;
 mod verify;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use tensorswap::base::error::Error;
@@ -24,8 +24,10 @@ use report::{StoreReport, text_of};
 /// no store, or one in a version of the format that is not known here, it is 3.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// The store: a directory rankN, or the one that holds several
-    store: PathBuf,
+    /// The store: a directory rankN, or the one that holds several; for a store in several
+    /// directories all of them, in their order
+    #[arg(required = true)]
+    store: Vec<PathBuf>,
     /// Read all that was committed, and compare the checksums
     #[arg(long)]
     verify: bool,
@@ -39,15 +41,16 @@ pub(crate) struct Options {
 
 pub(crate) fn run(options: &Options) -> Result<Outcome, Failure> {
     let mut reports = Vec::new();
-    for place in stores_in(&options.store)? {
+    for places in stores_in(&options.store)? {
+        let place = &places[0];
         // Before the log is read: who begins to write after that is noticed by the verification.
-        let usage = usage::usage_of(&place);
-        let reader = StoreReader::open(&place)?;
+        let usage = usage::usage_of(place);
+        let reader = StoreReader::open(&places)?;
         let (reader, verified) = match options.verify {
-            true => verify::verify(&place, reader).map(|(reader, found)| (reader, Some(found)))?,
+            true => verify::verify(&places, reader).map(|(reader, found)| (reader, Some(found)))?,
             false => (reader, None),
         };
-        let report = StoreReport::new(&place, &reader, usage, verified);
+        let report = StoreReport::new(place, &reader, usage, verified);
         reports.push(report);
     }
     if options.json {
@@ -62,10 +65,11 @@ pub(crate) fn run(options: &Options) -> Result<Outcome, Failure> {
     Ok(Outcome::well_if(reports.iter().all(StoreReport::is_well)))
 }
 
-/// The store's own directory, or those of the ranks in it.
-fn stores_in(path: &Path) -> Result<Vec<PathBuf>, Failure> {
+/// The store's own directories, or those of the ranks in them.
+fn stores_in(paths: &[PathBuf]) -> Result<Vec<Vec<PathBuf>>, Failure> {
+    let path = &paths[0];
     if path.join("log").symlink_metadata().is_ok() {
-        return Ok(vec![path.to_owned()]);
+        return Ok(vec![paths.to_vec()]);
     }
     let failed = Failure::at("open", path);
     let mut ranks = Vec::new();
@@ -73,12 +77,13 @@ fn stores_in(path: &Path) -> Result<Vec<PathBuf>, Failure> {
         let name = entry.map_err(&failed)?.file_name();
         let number = name.to_str().and_then(|name| name.strip_prefix("rank"));
         if let Some(rank) = number.and_then(|number| number.parse::<u32>().ok()) {
-            ranks.push((rank, path.join(name)));
+            let places = paths.iter().map(|path| path.join(&name)).collect();
+            ranks.push((rank, places));
         }
     }
     ranks.sort();
     match ranks.is_empty() {
-        false => Ok(ranks.into_iter().map(|(_, path)| path).collect()),
+        false => Ok(ranks.into_iter().map(|(_, places)| places).collect()),
         true => Err(Failure::Refused(format!(
             "{} is not a store: it has no log in it, and no directory rank<N>",
             path.display()

@@ -1,6 +1,6 @@
 //! Comparing the checksums of everything that a store holds.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use serde::Serialize;
 use tensorswap::store::StoreReader;
@@ -36,7 +36,7 @@ pub(crate) struct Damage {
 /// Whoever uses the store may write over what this reader takes for the durable version. So what
 /// looks damaged is looked at again as long as the store says that it has a newer version.
 pub(crate) fn verify(
-    place: &Path,
+    places: &[PathBuf],
     mut reader: StoreReader,
 ) -> Result<(StoreReader, Verified), Failure> {
     let generations = |reader: &StoreReader| -> Vec<u32> {
@@ -70,7 +70,7 @@ pub(crate) fn verify(
             break;
         }
         let before = generations(&reader);
-        reader = StoreReader::open(place)?;
+        reader = StoreReader::open(places)?;
         let after = generations(&reader);
         let ids: Vec<u64> = reader.parameters().map(|parameter| parameter.id).collect();
         left = Vec::new();
