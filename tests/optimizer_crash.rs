@@ -80,7 +80,8 @@ const SNAPSHOTS: &str = "snapshots";
 fn start(directory: &Path, settings: &[(&str, &str)]) -> Optimizer {
     let engine = engine(&[("block_bytes", "64KiB")]);
     let path = PLACES.map(|place| directory.join(place).display().to_string());
-    let settings = [settings, &[("path", path.join(",").as_str())]].concat();
+    let path = path.join(",");
+    let settings = [settings, &[("path", path.as_str())]].concat();
     let optimizer = try_open(&engine, directory, &settings, &F32).unwrap();
     for (id, numel) in (0..).zip(NUMELS) {
         optimizer.add_parameter(id, None, numel as u64).unwrap();

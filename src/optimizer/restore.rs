@@ -2,17 +2,14 @@
 
 use std::ffi::CStr;
 use std::path::Path;
-use std::sync::Arc;
 
 use super::core::Core;
 use super::image::Image;
+use super::initialize::FileReader;
 use super::optimizer_swapper::Optimizer;
 use crate::base::checksum::crc32c;
-use crate::base::config::ChecksumMode;
 use crate::base::error::{Error, Result};
-use crate::base::sync::lock;
-use crate::io::tensor::KEEP_LENGTH;
-use crate::io::{Tensor, Waiting};
+use crate::io::{KEEP_LENGTH, Tensor};
 use crate::memory::numbers::is_convertible;
 use crate::snapshot::{Snapshot, SnapshotParameter, StateImage};
 
@@ -55,8 +52,12 @@ impl Optimizer {
             drop(self.ensure_room_for_one(core)?);
         }
         let mut indices = Vec::new();
-        for number in 0..manifest.parameters.len() {
-            indices.push(self.restore_one(&snapshot, number, &sources)?);
+        let mut files = FileReader::new(&self.shared.engine);
+        for (number, parameter) in manifest.parameters.iter().enumerate() {
+            let zero_states = zero_states_of(parameter, &sources);
+            let fill =
+                |image: &Image<'_>| fill_states(image, &snapshot, number, &sources, &mut files);
+            indices.push(self.make_version(parameter.id, zero_states, fill)?);
         }
         for index in indices {
             self.wait_written(index)?;
@@ -68,82 +69,51 @@ impl Optimizer {
         core.user_data_is_new = true;
         self.commit_now(core).map(drop)
     }
+}
 
-    /// Makes the first version of one record, and lets it be written.
-    fn restore_one(&self, snapshot: &Snapshot, number: usize, sources: &Sources) -> Result<u32> {
-        let parameter = &snapshot.manifest().parameters[number];
-        let core = lock(&self.shared.core);
-        let index = core.find(parameter.id)?;
-        let zero_states = zero_states_of(parameter, sources);
-        let (mut core, memory) = self.take_blank(core, index)?;
-        let layout = Arc::clone(&core.layout);
-        drop(core);
-        let image = Image {
-            layout: &layout,
-            numel: parameter.numel,
-            memory,
+/// Reads all states of a parameter, at once where storage has them in the same types.
+fn fill_states(
+    image: &Image<'_>,
+    snapshot: &Snapshot,
+    number: usize,
+    sources: &Sources,
+    files: &mut FileReader<'_>,
+) -> Result<()> {
+    let path = snapshot.data_path();
+    let parameter = &snapshot.manifest().parameters[number];
+    let states = &snapshot.manifest().states;
+    let (mut tensors, mut same) = (Vec::new(), Vec::new());
+    for (state, source) in sources.iter().enumerate() {
+        let StateImage::At { offset_bytes, .. } = parameter.states[*source] else {
+            continue;
         };
-        let checked = self.shared.options.checksum != ChecksumMode::Off;
-        let filled = self
-            .fill_states(&image, snapshot, number, sources)
-            .and_then(|()| image.describe(None, zero_states, checked));
-        core = lock(&self.shared.core);
-        match filled {
-            Ok(version) => core.note_changed(index, version, true),
-            Err(error) => {
-                core.forget(index);
-                return Err(error);
-            }
+        let (from, into) = (
+            states[*source].disk_dtype,
+            image.layout.states[state].disk_dtype,
+        );
+        let bytes = image.bytes(state)?;
+        let tensor = |memory, dtype| Tensor {
+            memory,
+            numel: parameter.numel,
+            dtype,
+            flags: KEEP_LENGTH,
+            file_offset: offset_bytes,
+            user_tag: 0,
+        };
+        if from == into {
+            tensors.push(tensor(bytes, from));
+            same.push((bytes, *source));
+        } else {
+            let found = files.read(&tensor(bytes, from), path, bytes, into)?;
+            compare(snapshot, number, *source, found)?;
         }
-        drop(self.shared.pump(core));
-        Ok(index)
     }
-
-    /// Reads all states of a parameter, at once where storage has them in the same types.
-    fn fill_states(
-        &self,
-        image: &Image<'_>,
-        snapshot: &Snapshot,
-        number: usize,
-        sources: &Sources,
-    ) -> Result<()> {
-        let path = snapshot.data_path();
-        let parameter = &snapshot.manifest().parameters[number];
-        let states = &snapshot.manifest().states;
-        let (mut tensors, mut same) = (Vec::new(), Vec::new());
-        for (state, source) in sources.iter().enumerate() {
-            let StateImage::At { offset_bytes, .. } = parameter.states[*source] else {
-                continue;
-            };
-            let (from, into) = (
-                states[*source].disk_dtype,
-                image.layout.states[state].disk_dtype,
-            );
-            let bytes = image.bytes(state)?;
-            let tensor = |memory, dtype| Tensor {
-                memory,
-                numel: parameter.numel,
-                dtype,
-                flags: KEEP_LENGTH,
-                file_offset: offset_bytes,
-                user_tag: 0,
-            };
-            if from == into {
-                tensors.push(tensor(bytes, from));
-                same.push((bytes, *source));
-            } else {
-                let found = self.read_piece(&tensor(bytes, from), path, bytes, into)?;
-                compare(snapshot, number, *source, found)?;
-            }
-        }
-        let paths: Vec<&CStr> = vec![path; tensors.len()];
-        let waiting: Arc<Waiting> = Arc::default();
-        waiting.read(&self.shared.engine, &tensors, &paths)?;
-        for (bytes, source) in same {
-            compare(snapshot, number, source, bytes.inspect(crc32c))?;
-        }
-        Ok(())
+    let paths: Vec<&CStr> = vec![path; tensors.len()];
+    files.read_whole(&tensors, &paths)?;
+    for (bytes, source) in same {
+        compare(snapshot, number, source, bytes.inspect(crc32c))?;
     }
+    Ok(())
 }
 
 /// Compares the checksum of a state that was read with the one that was recorded, if one was.

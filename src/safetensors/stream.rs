@@ -7,8 +7,7 @@ use std::sync::Arc;
 use crate::base::dtype::Dtype;
 use crate::base::error::{Error, Result};
 use crate::base::units::{MIB, to_u64, to_usize};
-use crate::io::tensor::KEEP_LENGTH;
-use crate::io::{Direction, Engine, Priority, Tensor, Waiting};
+use crate::io::{Direction, Engine, KEEP_LENGTH, Priority, Tensor, Waiting};
 use crate::memory::{Buffer, MemoryRange};
 
 /// Writes begin at multiples of this in the file, but for the first one.

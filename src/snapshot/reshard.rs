@@ -13,6 +13,7 @@ use super::pieces::Segment;
 use super::reader::{PIECE_BYTES, piece_of_memory};
 use super::reshard_plan::{Plan, Planned, ReshardOptions};
 use super::{Manifest, Snapshot, SnapshotWriter, StateImage};
+use crate::base::checksum::Checksum;
 use crate::base::error::{Error, IoFailure, Result};
 use crate::base::units::{to_u64, to_usize};
 use crate::store::join;

@@ -61,7 +61,7 @@ fn make(directory: &Path, dtypes: &[Dtype], records: &[Record], is_checked: bool
     }
     manifest.data_bytes = data.len() as u64;
     let writer = SnapshotWriter::create(directory, manifest.data_bytes).unwrap();
-    assert_eq!(sys::write_at(writer.data_file(), &data, 0), Ok(data.len()));
+    writer.write_at(&data, 0).unwrap();
     writer.publish(&manifest).unwrap();
 }
 

@@ -77,7 +77,7 @@ fn begun(directory: &Path) -> (SnapshotWriter, Manifest) {
     let (manifest, data) = example();
     let writer = SnapshotWriter::create(directory, manifest.data_bytes).unwrap();
     writer.reserve().unwrap();
-    assert_eq!(sys::write_at(writer.data_file(), &data, 0), Ok(data.len()));
+    writer.write_at(&data, 0).unwrap();
     (writer, manifest)
 }
 
@@ -340,7 +340,7 @@ fn many_at_once_make_one_snapshot() {
                 scope.spawn(|| {
                     let (manifest, data) = example();
                     let writer = SnapshotWriter::create(&directory, manifest.data_bytes)?;
-                    sys::write_at(writer.data_file(), &data, 0).unwrap();
+                    writer.write_at(&data, 0).unwrap();
                     writer.publish(&manifest)
                 })
             })
@@ -363,7 +363,10 @@ fn many_at_once_make_one_snapshot() {
 fn data_of_another_length_than_the_manifest_says_is_not_published() {
     let place = place();
     let (writer, manifest) = begun(&place.path().join("snap"));
-    sys::set_len(writer.data_file(), manifest.data_bytes - 1).unwrap();
+    let data = fs::File::options()
+        .write(true)
+        .open(writer.data_path().to_str().unwrap());
+    data.unwrap().set_len(manifest.data_bytes - 1).unwrap();
     assert_eq!(
         writer.publish(&manifest).unwrap_err().status(),
         Status::Internal

@@ -47,11 +47,6 @@ impl SnapshotWriter {
         self.data.path()
     }
 
-    /// Where the data goes, open for reading and writing.
-    pub(crate) fn data_file(&self) -> BorrowedFd<'_> {
-        self.data.as_fd()
-    }
-
     /// Writes all bytes at `offset_bytes` of the data.
     ///
     /// # Errors

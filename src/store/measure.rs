@@ -10,8 +10,7 @@ use super::places::Directories;
 use crate::base::dtype::Dtype;
 use crate::base::error::{Error, Result};
 use crate::base::units::{MIB, to_u64, to_usize};
-use crate::io::tensor::KEEP_LENGTH;
-use crate::io::{Direction, Engine, Priority, Tensor, Waiting};
+use crate::io::{Direction, Engine, KEEP_LENGTH, Priority, Tensor, Waiting};
 use crate::memory::Buffer;
 use std::ffi::CStr;
 
