@@ -833,7 +833,7 @@ fn damage_in_the_store_is_told_and_nothing_is_exported() {
     train(&optimizer, &mut model, &|_| false);
     optimizer.commit().unwrap();
     drop(optimizer);
-    let reader = StoreReader::open(&store.path().join("rank0")).unwrap();
+    let reader = StoreReader::open(&[store.path().join("rank0")]).unwrap();
     let offset = reader.parameters().nth(2).unwrap().offset_bytes.unwrap();
     let data = store.path().join("rank0/data");
     let file = std::fs::File::options().write(true).open(&data).unwrap();
