@@ -803,10 +803,10 @@ fn an_export_that_fails_leaves_nothing_and_the_store_as_it_was() {
 }
 
 #[test]
-fn no_export_begins_where_there_is_no_space_or_nothing_may_be_written() {
+fn no_export_begins_where_nothing_may_be_written() {
     let (store, engine) = (directory(), engine(&[]));
     let (optimizer, model) = small(&engine, store.path());
-    // A file system that is read-only whoever asks.
+    // A file system that takes no files, whoever asks.
     let outcome = optimizer.export_safetensors(Path::new("/proc/self/model.safetensors"), 0);
     let (status, message) = status(outcome);
     assert!(
@@ -814,6 +814,15 @@ fn no_export_begins_where_there_is_no_space_or_nothing_may_be_written() {
         "{message}"
     );
     verify(&optimizer, &model, "after it");
+}
+
+#[test]
+fn a_store_without_parameters_is_exported_as_a_file_without_tensors() {
+    let (store, target, engine) = (directory(), directory(), engine(&[]));
+    let optimizer = try_open(&engine, store.path(), &[], &F32).unwrap();
+    let file = target.path().join("model.safetensors");
+    optimizer.export_safetensors(&file, 1).unwrap();
+    assert_eq!(read_export(target.path(), 0), (Tensors::new(), 1));
 }
 
 #[test]

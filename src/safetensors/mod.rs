@@ -23,6 +23,9 @@ mod plan;
 mod source;
 mod stream;
 
+#[cfg(test)]
+mod tests;
+
 pub(crate) use export::Export;
 pub(crate) use fuzz::{read_any_header, read_any_index};
 pub(crate) use header::METADATA as RESERVED_NAME;

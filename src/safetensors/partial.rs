@@ -2,11 +2,11 @@
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use crate::base::error::{Error, IoFailure, Result};
 use crate::base::units::to_u64;
+use crate::store::{c_path, join};
 use crate::sys::{self, Errno};
 
 const SUFFIX: &str = ".partial";
@@ -40,7 +40,7 @@ impl Partials {
     pub(super) fn new(directory: &Path) -> Result<Partials> {
         let path = match directory.as_os_str().is_empty() {
             true => c".".to_owned(),
-            false => c_string(directory.as_os_str().as_bytes())?,
+            false => c_path(directory)?,
         };
         let opened = sys::open_directory(&path);
         Ok(Partials {
@@ -58,9 +58,9 @@ impl Partials {
     /// `Locked` where somebody else is writing it; `Io`: with `NO_SPACE` it names the bytes needed and
     /// those free; `InvalidArgument` for a name with a zero byte.
     pub(super) fn add(&mut self, name: &str, len_bytes: u64) -> Result<()> {
-        let partial_name = c_string(format!("{name}{SUFFIX}").as_bytes())?;
-        let name = c_string(name.as_bytes())?;
-        let path = self.path_of_name(&partial_name);
+        let partial_name = c_path(Path::new(&format!("{name}{SUFFIX}")))?;
+        let name = c_path(Path::new(name))?;
+        let path = join(&self.directory_path, &partial_name);
         let file = self.create(&partial_name, &path)?;
         self.files.push(Partial {
             name,
@@ -112,15 +112,7 @@ impl Partials {
 
     /// The path of a file as it is now.
     pub(super) fn path_of(&self, index: usize) -> CString {
-        self.path_of_name(&self.files[index].partial_name)
-    }
-
-    fn path_of_name(&self, name: &CStr) -> CString {
-        let mut path = self.directory_path.to_bytes().to_vec();
-        path.push(b'/');
-        path.extend_from_slice(name.to_bytes());
-        // Neither of the two has a zero byte.
-        CString::new(path).unwrap_or_default()
+        join(&self.directory_path, &self.files[index].partial_name)
     }
 
     /// Waits until all of a file is on storage.
@@ -176,7 +168,7 @@ impl Partials {
                 Ok(()) => synced(&self.directory_path)?,
                 Err(libc::ENOENT) => {}
                 Err(errno) => {
-                    let path = self.path_of_name(&last.name);
+                    let path = join(&self.directory_path, &last.name);
                     return Err(failed("unlink", &path, errno));
                 }
             }
@@ -216,16 +208,21 @@ impl Drop for Partials {
 
 /// Gives a new file its length and space.
 fn reserve(file: BorrowedFd<'_>, path: &CStr, len_bytes: u64) -> Result<()> {
-    let reserved = match sys::allocate(file, 0, len_bytes) {
+    let reserved = match sys::file_size_limit_bytes() {
+        // The kernel would end the process with a signal.
+        Ok(limit) if len_bytes > limit => Err(libc::EFBIG),
+        _ => sys::allocate(file, 0, len_bytes),
+    };
+    let reserved = match reserved {
         // The file system finds the space as the file is written.
-        Err(libc::EOPNOTSUPP) => sys::set_len(file, len_bytes),
+        Err(libc::EOPNOTSUPP | libc::ENOSYS) => sys::set_len(file, len_bytes),
         reserved => reserved,
     };
     reserved.map_err(|errno| {
-        let detail = match (errno, sys::free_bytes(file)) {
-            (libc::ENOSPC, Ok(free)) => format!("{len_bytes} bytes are needed, {free} are free"),
-            _ => format!("{len_bytes} bytes"),
-        };
+        // KERNEL: ext4 keeps what it had found before space ran out, which is all that was free.
+        let _ = sys::set_len(file, 0);
+        let free = sys::free_bytes(file).unwrap_or(0);
+        let detail = format!("{len_bytes} bytes are needed, {free} are free");
         Error::io("reserve", path.to_bytes(), None, errno, detail)
     })
 }
@@ -242,12 +239,4 @@ fn locked(path: &CStr) -> Error {
 
 fn failed(operation: &'static str, path: &CStr, errno: Errno) -> Error {
     Error::io(operation, path.to_bytes(), None, errno, "")
-}
-
-/// A path or name as the kernel takes it.
-///
-/// # Errors
-/// `InvalidArgument` for one with a zero byte.
-pub(super) fn c_string(bytes: &[u8]) -> Result<CString> {
-    CString::new(bytes).map_err(|_| Error::invalid("a path contains a zero byte"))
 }

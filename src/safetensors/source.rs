@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use super::header::{Found, Header, PREFIX_BYTES};
 use super::index::{INDEX_BYTES_MAX, INDEX_SUFFIX, Index};
-use super::partial::c_string;
 use crate::base::error::{Error, IoFailure, Result};
 use crate::base::units::{to_u64, to_usize};
+use crate::store::c_path;
 use crate::sys::{self, FileKind, OpenFlags};
 
 /// A file, or a set of files, to look tensors up in. Headers are read once; data is not read here.
@@ -90,7 +90,7 @@ fn read_header(path: &Path) -> Result<(CString, Header)> {
     let len_bytes = len_bytes.map_err(|detail| file.corrupt(detail))?;
     let json = file.read(PREFIX_BYTES, len_bytes)?;
     let header = Header::parse(&json, file.len_bytes).map_err(|detail| file.corrupt(detail))?;
-    Ok((c_string(path.as_os_str().as_bytes())?, header))
+    Ok((c_path(path)?, header))
 }
 
 /// A file that is open for reading.
@@ -105,19 +105,19 @@ impl File<'_> {
     fn open(path: &Path) -> Result<File<'_>> {
         let bytes = path.as_os_str().as_bytes();
         let failed = |errno| Error::io("open", bytes, None, errno, "");
-        let c_path = c_string(bytes)?;
+        let path_of_c = c_path(path)?;
         let refuse = |kind| match kind {
             FileKind::Regular => Ok(()),
             FileKind::Directory => Err(failed(libc::EISDIR)),
             FileKind::Other => Err(failed(libc::EOPNOTSUPP)),
         };
         // Opening a FIFO would wait for ever.
-        refuse(sys::stat_identity(&c_path).map_err(failed)?.kind)?;
+        refuse(sys::stat_identity(&path_of_c).map_err(failed)?.kind)?;
         let flags = OpenFlags {
             read: true,
             ..OpenFlags::default()
         };
-        let file = sys::open(&c_path, flags).map_err(failed)?;
+        let file = sys::open(&path_of_c, flags).map_err(failed)?;
         let status = sys::fstat(file.as_fd()).map_err(failed)?;
         refuse(status.kind)?;
         Ok(File {

@@ -11,7 +11,7 @@ static float *tensor_of(const char *path, const char *name, uint64_t numel)
     FILE *file = fopen(path, "rb");
     unsigned char prefix[8];
     unsigned long long start, end, len = 0;
-    char key[64], *header, *place;
+    char key[128], *header, *place;
     float *values = NULL;
 
     if (file == NULL || fread(prefix, 1, 8, file) != 8)

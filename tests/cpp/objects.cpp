@@ -341,10 +341,11 @@ static void optimizers()
     store.initialize_from_safetensors("model.safetensors.index.json", ids, names);
     store.read_state(3, "master", tensor(read));
     EXPECT(read[1] == 2 && read[2] == 0.25f);
-    EXPECT(failure_of([&] {
-               store.initialize_from_safetensors("raw", ids, span<const char* const>(names.data(), 1));
-           }).code() == status::invalid_argument);
-    EXPECT(failure_of([&] { store.initialize_from_safetensors("raw", ids); }).code() == status::corrupt);
+    const tensorswap::span<const char* const> one(names.data(), 1);
+    EXPECT(failure_of([&] { store.initialize_from_safetensors("raw", ids, one); }).code()
+           == status::invalid_argument);
+    EXPECT(failure_of([&] { store.initialize_from_safetensors("raw", ids); }).code()
+           == status::corrupt);
 
     // A copy beside the store, and back in another one.
     store.commit();
