@@ -25,6 +25,8 @@ pub(crate) const SPARE: &CStr = c"spare";
 pub(crate) const LOG: &CStr = c"log";
 pub(crate) const NEW_LOG: &CStr = c"log.new";
 const SCRATCH: &CStr = c"scratch";
+/// Made while speeds are measured.
+pub(crate) const PROBE: &CStr = c"probe";
 /// How long writes of a killed process are waited for, and how often they are looked for.
 const STRAGGLERS_WAIT_MAX: Duration = Duration::from_secs(5);
 const STRAGGLERS_POLL: Duration = Duration::from_millis(1);
@@ -110,6 +112,18 @@ impl Directory {
         })
     }
 
+    /// As [`Directory::open`], of what exists; `None` where nothing does.
+    ///
+    /// # Errors
+    /// As [`Directory::open`].
+    pub(crate) fn find(path: &Path, rank: u32) -> Result<Option<Directory>> {
+        match Directory::open(path, rank, false, None) {
+            Ok(directory) => Ok(Some(directory)),
+            Err(Error::Io(failure)) if failure.errno == libc::ENOENT => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     pub(crate) fn path(&self) -> &CStr {
         &self.path
     }
@@ -192,6 +206,24 @@ impl Directory {
         Ok(())
     }
 
+    /// Makes a file with these bytes, on storage. It appears whole or not at all.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn publish(&self, name: &CStr, bytes: &[u8]) -> Result<()> {
+        // What a killed process leaves under this name is removed when the store is opened.
+        let file = self.create(NEW_LOG, Role::NewLog)?;
+        file.write_at(bytes, 0)?;
+        file.sync()?;
+        sys::rename_at(self.directory.as_fd(), NEW_LOG, name)
+            .map_err(|errno| self.failed("rename", NEW_LOG, errno))?;
+        self.note(|| Event::Rename {
+            from: path_of(file.path()),
+            to: path_of(&self.path_of(name)),
+        });
+        self.sync()
+    }
+
     /// Waits until the names in the directory are on storage. Never to be tried again after a
     /// failure.
     ///
@@ -223,6 +255,39 @@ impl Directory {
             sys::unlink_at(scratch.as_fd(), &name).map_err(failed("empty"))?;
         }
         Ok(self.path_of(SCRATCH))
+    }
+
+    /// Removes the directory from the one that it is in, with all files of a store; the file `last`
+    /// after the others. Where there is anything else in it, that stays, and so does the directory.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn remove_store(&self, last: &CStr) -> Result<()> {
+        self.remove(LOG)?;
+        // Without its log a store is none.
+        self.sync()?;
+        for name in [NEW_LOG, SPARE, DATA, PROBE] {
+            self.remove(name)?;
+        }
+        if let Ok(scratch) = sys::open_directory_at(self.directory.as_fd(), SCRATCH) {
+            drop(scratch);
+            self.prepare_scratch()?;
+            sys::remove_directory_at(self.directory.as_fd(), SCRATCH)
+                .map_err(|errno| self.failed("remove", SCRATCH, errno))?;
+        }
+        self.sync()?;
+        self.remove(last)?;
+        self.remove(LOCK)?;
+        self.sync()?;
+        let failed = |errno| Error::io("remove", self.path.to_bytes(), None, errno, "");
+        let path = Path::new(std::ffi::OsStr::from_bytes(self.path.to_bytes()));
+        match std::fs::remove_dir(path) {
+            Ok(()) => Ok(()),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::ENOTEMPTY | libc::ENOENT) => Ok(()),
+                errno => Err(failed(errno.unwrap_or(libc::EIO))),
+            },
+        }
     }
 
     fn strike(&self, call: StoreCall) -> Result<(), Errno> {

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::directory::PROBE;
 use super::places::Directories;
 use crate::base::dtype::Dtype;
 use crate::base::error::{Error, Result};
@@ -14,7 +15,6 @@ use crate::io::{Direction, Engine, KEEP_LENGTH, Priority, Tensor, Waiting};
 use crate::memory::Buffer;
 use std::ffi::CStr;
 
-const PROBE: &CStr = c"probe";
 /// Length of the file that is measured with. One half is read while the other one is written.
 const PROBE_BYTES: u64 = 64 * MIB;
 const PART_BYTES: u64 = 4 * MIB;
@@ -46,7 +46,9 @@ fn measure(engine: &Engine, memory: &Buffer, path: &CStr) -> Result<f64> {
         let starts = range
             .clone()
             .step_by(usize::try_from(PART_BYTES).unwrap_or(1));
-        starts.map(|start| part(memory, start)).collect()
+        starts
+            .map(|start| part(memory, start, PART_BYTES, start))
+            .collect()
     };
     let (first, second) = (parts(&first)?, parts(&second)?);
     let all = [first.clone(), second.clone()].concat();
@@ -88,17 +90,26 @@ fn run(engine: &Engine, path: &CStr, lists: &[(Direction, &[Tensor])]) -> Result
     outcome
 }
 
-fn part(memory: &Buffer, start: u64) -> Result<Tensor> {
+/// Bytes of a buffer from `start` on, to be moved to or from an offset of a file.
+///
+/// # Errors
+/// `Internal` where they are not in the buffer.
+pub(super) fn part(
+    memory: &Buffer,
+    start: u64,
+    len_bytes: u64,
+    file_offset: u64,
+) -> Result<Tensor> {
     let range = memory
         .range()
-        .slice(to_usize(start)?, to_usize(PART_BYTES)?)
+        .slice(to_usize(start)?, to_usize(len_bytes)?)
         .ok_or_else(|| Error::Internal("a part lies outside of its buffer".to_owned()))?;
     Ok(Tensor {
         memory: range,
         numel: to_u64(range.len()),
         dtype: Dtype::Bytes,
         flags: KEEP_LENGTH,
-        file_offset: start,
+        file_offset,
         user_tag: 0,
     })
 }

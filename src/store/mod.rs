@@ -11,6 +11,7 @@
 //! `Store`, which the optimizer uses, and [`StoreReader`], which looks at a store without its lock
 //! and changes nothing; calls run on the thread of the caller.
 
+mod copying;
 mod directory;
 mod entry;
 mod file;
@@ -19,8 +20,10 @@ mod header;
 pub(crate) mod layout;
 mod log_file;
 mod measure;
+mod moving;
 mod places;
 mod reader;
+mod rebalance;
 mod replay;
 mod reservation;
 #[expect(
@@ -35,6 +38,8 @@ pub(crate) mod version;
 #[cfg(test)]
 mod power_cut_tests;
 #[cfg(test)]
+mod rebalance_tests;
+#[cfg(test)]
 mod replay_tests;
 #[cfg(test)]
 mod store_tests;
@@ -45,6 +50,7 @@ pub(crate) use fuzz::read_any_log;
 pub use layout::STATES_MAX;
 pub(crate) use layout::{BLOCK_BYTES, Layout, StateSpec};
 pub use reader::{StoreReader, StoredParameter, StoredState};
+pub use rebalance::{RebalanceOptions, Rebalanced, rebalance};
 pub(crate) use store::Store;
 pub(crate) use striping::{Area, Piece, Striping};
 pub(crate) use table::{NAME_BYTES_MAX, StoredRecord, Table, USER_DATA_BYTES_MAX, push_tightly};

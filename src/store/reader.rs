@@ -196,6 +196,12 @@ impl StoreReader {
         self.read.table.striping().weights().unwrap_or_default()
     }
 
+    /// Whether all of it is dealt by these weights.
+    pub(super) fn has_weights(&self, weights: &[u32]) -> bool {
+        let mut stripes = self.read.table.striping().stripes();
+        stripes.len() == 1 && stripes.all(|(_, own)| own == weights)
+    }
+
     /// Length of the data files, which may be longer than their records.
     #[must_use]
     pub fn data_bytes(&self) -> u64 {

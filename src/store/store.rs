@@ -5,11 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::directory::{DATA, LOG, NEW_LOG, SPARE, join, rank_path};
+use super::directory::{DATA, Directory, LOG, NEW_LOG, SPARE, join, rank_path};
 use super::entry::Identity;
 use super::file::StoreFile;
 use super::log_file::{Log, open_log};
 use super::measure::shares_of;
+use super::moving::refuse_moving;
 use super::places::{Directories, PlaceFile, sync_all};
 use super::striping::{Area, Striping, weights_of};
 use super::table::{RecordIndex, StoredRecord, Table};
@@ -83,8 +84,21 @@ impl Store {
         if engine.is_in_memory() {
             return Store::in_memory(options);
         }
-        let create = options.store != StoreMode::Existing;
         let directories = Directories::open(engine, options)?;
+        refuse_moving(directories.first())?;
+        Store::open_in(engine, options, directories)
+    }
+
+    /// As [`Store::open`], on storage, in directories that are locked already.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub(super) fn open_in(
+        engine: &Engine,
+        options: &OptimizerOptions,
+        directories: Directories,
+    ) -> Result<Store> {
+        let create = options.store != StoreMode::Existing;
         if options.store == StoreMode::New {
             directories.remove_files()?;
         }
@@ -358,6 +372,13 @@ impl Store {
             let _ = disk.directories.remove_spare();
         }
         reached
+    }
+
+    /// What tells the store from every other one, and its first directory; `None` in memory.
+    pub(super) fn on_disk(&self) -> Option<(Identity, &Directory)> {
+        let disk = self.disk.as_ref()?;
+        let identity = *lock(&disk.writer).log.identity();
+        Some((identity, disk.directories.first()))
     }
 
     /// Whether there are third slots.

@@ -98,10 +98,48 @@ pub fn rename_at(parent: BorrowedFd<'_>, from: &CStr, to: &CStr) -> Result<(), E
 /// # Errors
 /// As `renameat2(2)`: `EEXIST` where the name is taken, `EINVAL` where the file system cannot.
 pub fn rename_to_new_at(parent: BorrowedFd<'_>, from: &CStr, to: &CStr) -> Result<(), Errno> {
-    let parent = parent.as_raw_fd();
-    let flags = libc::RENAME_NOREPLACE;
-    // SAFETY: the names end in NUL by their type; the parent is open for the call.
-    checked(|| unsafe { libc::renameat2(parent, from.as_ptr(), parent, to.as_ptr(), flags) })
+    move_with(parent, from, parent, to, libc::RENAME_NOREPLACE)
+}
+
+/// Gives what is called `from` in one directory the name `to` in another one, on the same file
+/// system. Anything but a directory that is not empty goes.
+///
+/// # Errors
+/// As `renameat(2)`.
+pub fn move_at(
+    parent: BorrowedFd<'_>,
+    from: &CStr,
+    target: BorrowedFd<'_>,
+    to: &CStr,
+) -> Result<(), Errno> {
+    move_with(parent, from, target, to, 0)
+}
+
+/// Gives two things in two directories each other's name, in one step.
+///
+/// KERNEL: renameat2 since 3.15; not every file system knows the flag.
+///
+/// # Errors
+/// As `renameat2(2)`: `EINVAL` where the file system cannot.
+pub fn exchange_at(
+    parent: BorrowedFd<'_>,
+    name: &CStr,
+    other_parent: BorrowedFd<'_>,
+    other: &CStr,
+) -> Result<(), Errno> {
+    move_with(parent, name, other_parent, other, libc::RENAME_EXCHANGE)
+}
+
+fn move_with(
+    parent: BorrowedFd<'_>,
+    from: &CStr,
+    target: BorrowedFd<'_>,
+    to: &CStr,
+    flags: libc::c_uint,
+) -> Result<(), Errno> {
+    let (parent, target) = (parent.as_raw_fd(), target.as_raw_fd());
+    // SAFETY: the names end in NUL by their type; the directories are open for the call.
+    checked(|| unsafe { libc::renameat2(parent, from.as_ptr(), target, to.as_ptr(), flags) })
         .map(drop)
 }
 
@@ -203,7 +241,12 @@ mod tests {
             remove_directory_at(top.as_fd(), c"new"),
             Err(libc::ENOTEMPTY)
         );
-        rename_to_new_at(top.as_fd(), c"new", c"inner").unwrap();
+        exchange_at(top.as_fd(), c"new", top.as_fd(), c"other").unwrap_err();
+        move_at(inner.as_fd(), c"b", top.as_fd(), c"c").unwrap();
+        exchange_at(top.as_fd(), c"c", top.as_fd(), c"new").unwrap();
+        assert_eq!(unlink_at(top.as_fd(), c"new"), Ok(()));
+        move_at(top.as_fd(), c"c", top.as_fd(), c"inner").unwrap();
+        open_at(inner.as_fd(), c"b", true).unwrap();
         unlink_at(inner.as_fd(), c"b").unwrap();
         assert_eq!(unlink_at(inner.as_fd(), c"b"), Err(libc::ENOENT));
         assert_eq!(unlink_at(top.as_fd(), c"inner"), Err(libc::EISDIR));

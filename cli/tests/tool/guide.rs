@@ -14,10 +14,13 @@ fn every_listing_of_the_guide_runs() {
         .skip(1)
         .map(|rest| rest.split("```").next().unwrap())
         .collect();
-    assert_eq!(listings.len(), 7);
+    assert_eq!(listings.len(), 8);
     let place = place();
     store(&place.path().join("run"));
     snapshots(&place.path().join("snap"));
+    for drive in ["drive1", "drive2"] {
+        std::fs::create_dir(place.path().join(drive)).unwrap();
+    }
     let tool = Path::new(env!("CARGO_BIN_EXE_tensorswap"))
         .parent()
         .unwrap();
@@ -39,6 +42,8 @@ fn every_listing_of_the_guide_runs() {
         "deepspeed_aio.json",
         "doctor.json",
         "doctor.txt",
+        "drive1",
+        "drive2",
         "run",
         "snap",
         "snap3",

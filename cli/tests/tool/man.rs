@@ -36,6 +36,7 @@ fn every_command_has_a_page_and_every_page_says_how_runs_end() {
         "doctor",
         "inspect",
         "plan",
+        "rebalance",
         "reshard",
         "tune",
     ];
