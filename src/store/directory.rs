@@ -279,14 +279,15 @@ impl Directory {
         self.remove(last)?;
         self.remove(LOCK)?;
         self.sync()?;
-        let failed = |errno| Error::io("remove", self.path.to_bytes(), None, errno, "");
-        let path = Path::new(std::ffi::OsStr::from_bytes(self.path.to_bytes()));
-        match std::fs::remove_dir(path) {
-            Ok(()) => Ok(()),
-            Err(error) => match error.raw_os_error() {
-                Some(libc::ENOTEMPTY | libc::ENOENT) => Ok(()),
-                errno => Err(failed(errno.unwrap_or(libc::EIO))),
-            },
+        let name = self.path.to_bytes().rsplit(|byte| *byte == b'/').next();
+        let name = CString::new(name.unwrap_or_default()).unwrap_or_default();
+        let removed = sys::open_directory_at(self.directory.as_fd(), c"..").and_then(|above| {
+            sys::remove_directory_at(above.as_fd(), &name)?;
+            sys::sync(above.as_fd())
+        });
+        match removed {
+            Ok(()) | Err(libc::ENOTEMPTY) => Ok(()),
+            Err(errno) => Err(Error::io("remove", self.path.to_bytes(), None, errno, "")),
         }
     }
 

@@ -24,7 +24,7 @@ use crate::sys;
 /// The identity of the store that is moved, and the command that moves it.
 pub(super) const MOVING: &CStr = c"moving";
 /// Where copies lie, in the directories that a store moves to.
-pub(super) const STAGING: &CStr = c".rebalance";
+const STAGING: &CStr = c".rebalance";
 /// The longest `moving` that is looked at.
 const MOVING_BYTES_MAX: u64 = 512 * KIB;
 
@@ -174,12 +174,11 @@ impl Move<'_> {
         let name = rank_name(self.rank)?;
         let (above, inner) = open_both(to)?;
         let (inner, above) = (inner.as_fd(), above.as_fd());
-        match &there {
-            None => sys::move_at(inner, &name, above, &name),
-            Some(_) if identity_there == Some(self.identity) => {
-                sys::exchange_at(inner, &name, above, &name)
-            }
-            Some(there) => return Err(is_taken(there.path())),
+        if identity_there == Some(self.identity) {
+            sys::exchange_at(inner, &name, above, &name)
+        } else {
+            there.map_or(Ok(()), |there| vacate(&there))?;
+            sys::move_at(inner, &name, above, &name)
         }
         .map_err(|errno| failed("rename", errno))?;
         for directory in [above, inner] {
@@ -199,10 +198,18 @@ impl Move<'_> {
     }
 }
 
-/// The error for a directory that holds something already.
-pub(super) fn is_taken(path: &CStr) -> Error {
+/// Removes a directory that is in the way of a store's, and holds nothing: what stays where a store
+/// was to be opened and could not.
+///
+/// # Errors
+/// `Io`: `EEXIST` where it holds something.
+pub(super) fn vacate(there: &Directory) -> Result<()> {
+    if there.open_file(DATA, Role::Data)?.is_none() && there.open_file(LOG, Role::Log)?.is_none() {
+        return there.remove_store(MOVING);
+    }
     let detail = "a store moves to where there is none";
-    Error::io("rename to", path.to_bytes(), None, libc::EEXIST, detail)
+    let path = there.path().to_bytes();
+    Err(Error::io("rename to", path, None, libc::EEXIST, detail))
 }
 
 /// Where copies lie in a directory.
@@ -210,7 +217,7 @@ pub(super) fn staging_in(path: &Path) -> PathBuf {
     path.join(OsStr::from_bytes(STAGING.to_bytes()))
 }
 
-pub(super) fn rank_name(rank: u32) -> Result<CString> {
+fn rank_name(rank: u32) -> Result<CString> {
     let name = CString::new(format!("rank{rank}"));
     name.map_err(|_| Error::Internal("a name with a zero byte".to_owned()))
 }
@@ -221,11 +228,10 @@ pub(super) fn rank_name(rank: u32) -> Result<CString> {
 /// # Errors
 /// `Unsupported` where that cannot be done; `Io`: `ENOTDIR` where something else has its name.
 pub(super) fn make_staging(path: &Path, exchanging: bool) -> Result<()> {
-    let own_path = join(&c_path(path)?, STAGING);
+    let path = c_path(path)?;
     let failed = |operation| move |errno| (operation, errno);
     let made = (|| {
-        let above = sys::open_directory(&c_path(path).unwrap_or_default());
-        let above = above.map_err(failed("open"))?;
+        let above = sys::open_directory(&path).map_err(failed("open"))?;
         match sys::make_directory_at(above.as_fd(), STAGING) {
             Ok(()) => sys::sync(above.as_fd()).map_err(failed("sync"))?,
             Err(libc::EEXIST) => {}
@@ -250,11 +256,11 @@ pub(super) fn make_staging(path: &Path, exchanging: bool) -> Result<()> {
             message: format!(
                 "the file system of {} cannot exchange two directories, as it takes to move a store \
                  within it; move it to another one",
-                path.display()
+                path.to_string_lossy()
             ),
             errno,
         },
-        _ => Error::io(operation, own_path.to_bytes(), None, errno, ""),
+        _ => Error::io(operation, join(&path, STAGING).to_bytes(), None, errno, ""),
     })
 }
 

@@ -4,17 +4,16 @@
 //! like any other, with its records committed part by part, so that whoever was stopped goes on
 //! where the last commit was. When it is whole it takes the store's place (`moving`).
 
-use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::StoreReader;
 use super::copying::{CopiedVersion, Copying};
-use super::directory::{Directory, c_path, rank_path};
+use super::directory::Directory;
 use super::entry::Identity;
 use super::moving::{
-    MOVING, Move, is_taken, make_staging, rank_name, read_moving, refuse_other, remove_staging,
-    staging_in, write_moving,
+    MOVING, Move, make_staging, read_moving, refuse_other, remove_staging, staging_in, vacate,
+    write_moving,
 };
 use super::places::Directories;
 use super::store::{Committed, Store};
@@ -25,7 +24,6 @@ use crate::base::config::{self, Config, OptimizerOptions, StoreMode};
 use crate::base::error::{Error, Result};
 use crate::base::units::GIB;
 use crate::io::Engine;
-use crate::sys;
 
 /// A commit is made whenever so much was copied.
 const COMMIT_BYTES: u64 = GIB;
@@ -206,16 +204,9 @@ impl Plan {
 
     /// Makes sure that nothing is where the store is to lie.
     fn prepare(&self) -> Result<()> {
-        for to in &self.to {
-            let is_mine = self.from.contains(to);
-            let path = rank_path(to, self.rank)?;
-            let above = sys::open_directory(&c_path(to)?);
-            let above = above.map_err(|errno| io_error("open", to, errno))?;
-            match sys::stat_at(above.as_fd(), &rank_name(self.rank)?) {
-                Err(libc::ENOENT) => {}
-                Ok(_) if is_mine => {}
-                Ok(_) => return Err(is_taken(&path)),
-                Err(errno) => return Err(Error::io("stat", path.to_bytes(), None, errno, "")),
+        for to in self.to.iter().filter(|to| !self.from.contains(to)) {
+            if let Some(there) = Directory::find(to, self.rank)? {
+                vacate(&there)?;
             }
         }
         let mut targets = self.to.iter();
@@ -356,8 +347,4 @@ fn in_memory() -> Error {
         message: "a store in memory cannot be moved".to_owned(),
         errno: 0,
     }
-}
-
-fn io_error(operation: &'static str, path: &Path, errno: sys::Errno) -> Error {
-    Error::io(operation, path.as_os_str().as_bytes(), None, errno, "")
 }

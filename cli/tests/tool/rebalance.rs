@@ -131,14 +131,36 @@ fn what_cannot_be_moved_is_said_in_one_line() {
     assert_eq!(names_in(&places.path("a")), ["rank0"]);
 }
 
-/// Killed as soon as something that it makes is there, and at other moments.
+#[test]
+fn a_store_that_does_not_fit_stays_where_it_is() {
+    let places = Places::new();
+    store(&places.path("a"));
+    let before = places.verified("a");
+    let point = places.path("c");
+    let mut mount = std::process::Command::new("mount");
+    mount
+        .args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"])
+        .arg(&point);
+    if !mount.output().unwrap().status.success() {
+        return skip("mount", "no right to mount");
+    }
+    let run = places.run("a", "b=1,c=1", &[]);
+    let left = names_in(&point);
+    let unmounted = std::process::Command::new("umount").arg(&point).status();
+    assert!(unmounted.unwrap().success());
+    run.refused(3, "bytes needed");
+    assert!(left.is_empty() && names_in(&places.path("b")).is_empty());
+    assert_eq!(places.verified("a"), before);
+}
+
+/// Killed at moments that are spread over all that it does.
 #[test]
 fn a_run_that_is_killed_is_gone_on_with() {
     let places = Places::new();
     let optimizer = optimizer(&places.path("a"));
-    optimizer.add_parameter(99, None, 6 << 20).unwrap();
-    fill(&optimizer, 99, 0.5);
-    fill(&optimizer, 10, 0.25);
+    for id in 10..13 {
+        fill(&optimizer, id, 0.5);
+    }
     optimizer.commit().unwrap();
     drop(optimizer);
     let before = places.verified("a");
@@ -150,7 +172,7 @@ fn a_run_that_is_killed_is_gone_on_with() {
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         let mut child = command.spawn().unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(round % 12 * 12));
+        std::thread::sleep(std::time::Duration::from_millis(round * 5));
         let id = rustix::process::Pid::from_child(&child);
         let _ = rustix::process::kill_process(id, rustix::process::Signal::KILL);
         let status = child.wait().unwrap();
