@@ -9,10 +9,11 @@ use std::path::PathBuf;
 
 use support::*;
 use tempfile::TempDir;
+use tensorswap::base::config::Directory;
 use tensorswap::base::error::{Error, Status};
 use tensorswap::io::Engine;
 use tensorswap::optimizer::Optimizer;
-use tensorswap::store::StoreReader;
+use tensorswap::store::{RebalanceOptions, Rebalanced, StoreReader, rebalance};
 use training::*;
 
 const MIB: usize = 1 << 20;
@@ -224,4 +225,44 @@ fn a_full_or_refusing_directory_is_named() {
     let error = opened(&engine, &list(&[&all[0], &all[1]], &[1, 1]), "auto").unwrap_err();
     assert_eq!(error.os_error(), libc::ENOTDIR, "{error}");
     assert!(error.to_string().contains("/b"), "{error}");
+}
+
+#[test]
+fn a_training_goes_on_after_its_store_was_moved() {
+    let engine = engine(&[]);
+    let directory = directory();
+    let places = places(&directory);
+    for place in &places {
+        fs::create_dir(place).unwrap();
+    }
+    let mut model = model(&[MIB, 5, 2 * MIB, 700]);
+    let moves: [(&[usize], &[usize]); 3] = [(&[0], &[1, 2]), (&[1, 2], &[2, 0]), (&[2, 0], &[1])];
+    drop(trained(&engine, &list(&[&places[0]], &[]), &mut model));
+    for (from, to) in moves {
+        let options = RebalanceOptions {
+            rank: 0,
+            from: from.iter().map(|place| places[*place].clone()).collect(),
+            to: to
+                .iter()
+                .map(|place| Directory {
+                    path: places[*place].clone(),
+                    weight: None,
+                })
+                .collect(),
+        };
+        let mut told = 0;
+        let moved = rebalance(&config(&[]), &options, &mut |done, total| {
+            assert!(told <= done && done <= total);
+            told = done;
+        });
+        assert_eq!(moved, Ok(Rebalanced::Moved { copied_bytes: told }));
+        assert!(told > 30 * MIB as u64);
+        let to: Vec<&PathBuf> = to.iter().map(|place| &places[*place]).collect();
+        let path = list(&to, &[]);
+        let optimizer = open(&engine, "unused".as_ref(), &[("path", &path)], &model);
+        verify(&optimizer, &model, "moved");
+        step(&optimizer, &mut model, None, 1, &|_| false);
+        optimizer.commit().unwrap();
+        verify(&optimizer, &model, "a step later");
+    }
 }

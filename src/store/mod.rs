@@ -7,6 +7,8 @@
 //! off what no reader could read, never opens with anything but what was committed last.
 //! `docs/FORMAT.md` describes every byte.
 //!
+//! [`rebalance`] moves a store to other directories: it copies records into a new one by itself.
+//!
 //! `layout`, `version`, `entry`, `header`, `table` and `replay` are pure. Any thread may call
 //! `Store`, which the optimizer uses, and [`StoreReader`], which looks at a store without its lock
 //! and changes nothing; calls run on the thread of the caller.
