@@ -156,14 +156,22 @@ impl World {
         }
     }
 
-    /// Whether the file system does wrong without a word.
+    /// Whether transfers can be wrong without a word.
+    ///
+    /// KERNEL: after a short transfer of a file that FUSE serves with direct I/O, io_uring (Linux
+    /// 6.18) goes on at the right place in memory and at the old one in the file, and reports that
+    /// all was moved.
     fn is_lied_to(&self) -> bool {
-        self.mount.as_ref().is_some_and(Mount::lies)
+        let is_short = |mount: &Mount| mount.is_short() && self.is("backend", "io_uring");
+        let lies = |mount: &Mount| mount.lies() || is_short(mount);
+        self.mount.as_ref().is_some_and(lies)
     }
 
     /// Whether a call may end so because of the file system.
-    fn is_of_a_fault(&self, status: Status) -> bool {
+    fn is_of_a_fault(&self, status: Status, text: &str) -> bool {
         match status {
+            // The one behind our back; the call does not say why.
+            Status::Busy => self.mount.is_some() && text.starts_with("a commit failed"),
             Status::Io | Status::NoSpace => self.mount.is_some(),
             Status::Checksum | Status::Corrupt | Status::SizeMismatch => self.is_lied_to(),
             _ => false,
@@ -243,7 +251,7 @@ impl World {
             _ => errors.contains(&status),
         };
         let text = result.as_ref().err().map(ToString::to_string);
-        if !is_expected && self.is_of_a_fault(status) {
+        if !is_expected && self.is_of_a_fault(status, text.as_deref().unwrap_or_default()) {
             self.log.push(format!("    {text:?}"));
             self.is_in_trouble = true;
             return None;
@@ -969,7 +977,7 @@ impl World {
         if self.random.one_in(2)
             && let Err(error) = self.try_open()
         {
-            assert!(self.is_of_a_fault(error.status()), "{error}");
+            assert!(self.is_of_a_fault(error.status(), ""), "{error}");
         }
         self.switch_faults(false);
         match self.try_open() {
@@ -1143,15 +1151,15 @@ fn sweep(backend: &'static str) {
     }
 }
 
-/// The same on a file system with this plan, with both backends.
-fn sweep_with(plan: &str) -> Outcome {
+/// The same on a file system with this plan, with these backends in turn.
+fn sweep_with(plan: &str, backends: &[&'static str]) -> Outcome {
     let plan = std::env::var("TSW_TEST_PLAN").unwrap_or(plan.to_owned());
     let mut all = Outcome::default();
     for seed in seeds(FAULT_SEEDS * scale()) {
         let Some(mount) = Mount::new(seed, &plan) else {
             break;
         };
-        let backend = ["io_uring", "threads"][seed as usize % 2];
+        let backend = backends[seed as usize % backends.len()];
         let outcome = run(seed, backend, Some(mount));
         all.troubles += outcome.troubles;
         for (fault, count) in outcome.struck {
@@ -1162,50 +1170,62 @@ fn sweep_with(plan: &str) -> Outcome {
     all
 }
 
+const BACKENDS: [&str; 2] = ["io_uring", "threads"];
+
 #[test]
 fn short_and_slow_transfers_are_no_failures() {
     let outcome = sweep_with(
         "* read 200 short, * write 200 short, * read 100 delay, * write 100 delay, * sync 100 delay",
+        &["threads"],
     );
     assert_eq!(outcome.troubles, 0);
 }
 
 #[test]
+fn short_transfers_that_a_ring_continues_wrongly_are_errors_and_never_values() {
+    sweep_with("data read 200 short, data write 200 short", &["io_uring"]);
+}
+
+#[test]
 fn failing_transfers_lose_nothing_that_was_committed() {
-    sweep_with("direct, * read 30 EIO, * write 30 EIO");
+    sweep_with("* read 30 EIO, * write 30 EIO", &BACKENDS);
 }
 
 #[test]
 fn a_full_disk_loses_nothing_that_was_committed() {
-    sweep_with("direct, * write 30 ENOSPC, * reserve 200 ENOSPC");
+    sweep_with("* write 30 ENOSPC, * reserve 200 ENOSPC", &BACKENDS);
 }
 
 #[test]
 fn failing_syncs_lengths_names_and_openings_lose_nothing_that_was_committed() {
-    sweep_with("direct, * sync 50 EIO, * length 50 EIO, * open 50 EIO, * rename 300 EIO");
+    sweep_with(
+        "* sync 50 EIO, * length 50 EIO, * open 50 EIO, * rename 300 EIO",
+        &BACKENDS,
+    );
 }
 
 #[test]
 fn lost_writes_are_errors_and_never_values() {
-    sweep_with("direct, data write 50 lost, log write 50 lost");
+    sweep_with("data write 50 lost, log write 50 lost", &BACKENDS);
 }
 
 #[test]
 fn torn_writes_are_errors_and_never_values() {
-    sweep_with("direct, data write 50 torn, log write 50 torn");
+    sweep_with("data write 50 torn, log write 50 torn", &BACKENDS);
 }
 
 #[test]
 fn stale_reads_are_errors_and_never_values() {
-    sweep_with("direct, data read 50 stale, log read 50 stale");
+    sweep_with("data read 50 stale, log read 50 stale", &BACKENDS);
 }
 
 #[test]
 fn all_faults_at_once_are_errors_and_never_values() {
     sweep_with(
-        "* read 5 EIO, * write 5 EIO, * reserve 50 ENOSPC, * sync 10 EIO, * read 50 short, \
-         * write 50 short, * read 20 delay, data write 10 lost, data write 10 torn, \
+        "* read 5 EIO, * write 5 EIO, * reserve 50 ENOSPC, * sync 10 EIO, * read 20 delay, \
+         * write 20 delay, data write 10 lost, data write 10 torn, \
          data read 10 stale, log write 10 torn, log write 10 lost",
+        &BACKENDS,
     );
 }
 

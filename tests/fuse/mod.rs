@@ -29,13 +29,16 @@ const POINT: &str = "TSW_TEST_FUSE_POINT";
 /// What its answers begin with; other lines are those of the test harness.
 const ANSWER: &str = "fuse: ";
 
+/// Faults of which nobody is told.
+const LIES: [&str; 3] = ["lost", "torn", "stale"];
+
 /// A mounted file system of its own, gone with this.
 pub struct Mount {
     server: Child,
     orders: Option<ChildStdin>,
     answers: BufReader<ChildStdout>,
     point: tempfile::TempDir,
-    lies: bool,
+    plan: String,
 }
 
 impl Mount {
@@ -55,9 +58,7 @@ impl Mount {
             answers: BufReader::new(server.stdout.take().unwrap()),
             server,
             point,
-            lies: ["lost", "torn", "stale"]
-                .iter()
-                .any(|lie| plan.contains(lie)),
+            plan: plan.to_owned(),
         };
         match mount.answer().as_str() {
             "mounted" => {}
@@ -99,7 +100,12 @@ impl Mount {
 
     /// Whether it ever does wrong without a word.
     pub fn lies(&self) -> bool {
-        self.lies
+        LIES.iter().any(|lie| self.plan.contains(lie))
+    }
+
+    /// Whether transfers move less than asked, and say so.
+    pub fn is_short(&self) -> bool {
+        self.plan.contains("short")
     }
 
     /// How often each fault struck.

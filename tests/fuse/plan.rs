@@ -72,7 +72,6 @@ struct Rule {
 #[derive(Debug, Default)]
 struct State {
     is_on: bool,
-    is_direct: bool,
     seed: u64,
     rules: Vec<Rule>,
     /// Operations so far, of each file name and kind.
@@ -91,7 +90,6 @@ impl Plan {
     /// * `FILE OPERATION N FAULT`: a rule that strikes N in a thousand operations on files with
     ///   FILE in their names (`*`: all); `#N` the operation of that number on each of them;
     /// * `seed N`; `on`; `off`;
-    /// * `direct`: every transfer is a direct one, not only those of files opened so;
     /// * `struck`: answered with each fault and how often it struck.
     pub fn obey(&self, order: &str) -> String {
         let mut state = self.0.lock().unwrap();
@@ -99,7 +97,6 @@ impl Plan {
         match words[..] {
             ["on"] => state.is_on = true,
             ["off"] => state.is_on = false,
-            ["direct"] => state.is_direct = true,
             ["seed", seed] => state.seed = seed.parse().unwrap(),
             ["struck"] => {
                 let told = state.struck.iter();
@@ -155,11 +152,6 @@ impl Plan {
         let fault = state.rules.iter().enumerate().find(strikes)?.1.fault;
         *state.struck.entry(fault).or_default() += 1;
         Some(FAULTS[fault].1)
-    }
-
-    /// Whether all files are for direct transfers, however they are opened.
-    pub fn is_direct(&self) -> bool {
-        self.0.lock().unwrap().is_direct
     }
 
     /// A number below `bound`, by chance.

@@ -22,6 +22,10 @@ use super::tree::{Content, Node, Tree};
 const SECTOR_BYTES: usize = 512;
 /// Requests that are served at once.
 const THREADS: usize = 4;
+/// Every transfer comes here as it was asked for, also of those who did not ask for direct ones.
+/// Only so may it be short.
+const OPEN_FLAGS: FopenFlags =
+    FopenFlags::FOPEN_DIRECT_IO.union(FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES);
 /// The kernel is to remember nothing.
 const NOT_KEPT: Duration = Duration::ZERO;
 
@@ -106,16 +110,6 @@ impl Served {
             std::thread::sleep(Duration::from_micros(self.plan.below(5000) as u64));
         }
         fault
-    }
-
-    /// KERNEL: a file that is opened with `O_DIRECT` goes another way than one for which we ask for
-    /// direct transfers. On the second one io_uring does not survive short transfers (Linux 6.18): it
-    /// goes on in the right place of memory and in the old place of the file.
-    fn open_flags(&self, flags: i32) -> FopenFlags {
-        if flags & libc::O_DIRECT != 0 && !self.plan.is_direct() {
-            return FopenFlags::empty();
-        }
-        FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES
     }
 
     /// The same where only failing is possible.
@@ -266,7 +260,7 @@ impl Filesystem for Shared {
         name: &OsStr,
         mode: u32,
         _: u32,
-        flags: i32,
+        _: i32,
         reply: ReplyCreate,
     ) {
         let empty = Content::File {
@@ -277,13 +271,13 @@ impl Filesystem for Shared {
             .fail(&name.to_string_lossy(), Operation::Open)
             .and_then(|()| self.make(parent, name, mode, empty));
         answer!(reply, made, made => {
-            reply.created(&NOT_KEPT, &made, Generation(0), FileHandle(0), self.open_flags(flags));
+            reply.created(&NOT_KEPT, &made, Generation(0), FileHandle(0), OPEN_FLAGS);
         });
     }
 
-    fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         let opened = self.fail(&self.named(ino.0), Operation::Open);
-        answer!(reply, opened, () => reply.opened(FileHandle(0), self.open_flags(flags.0)));
+        answer!(reply, opened, () => reply.opened(FileHandle(0), OPEN_FLAGS));
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
