@@ -36,7 +36,7 @@ const PARAMETERS_MAX: usize = 14;
 const CALLS: usize = 400;
 const SEEDS: u64 = 8;
 /// Seeds of each plan of faults.
-const FAULT_SEEDS: u64 = 2;
+const FAULT_SEEDS: u64 = 1;
 /// Commits back to which a store may have fallen whose log lost a write.
 const SAVED_MAX: usize = 24;
 
