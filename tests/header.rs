@@ -32,6 +32,7 @@ const SOURCES: &[&str] = &[
     "optimizer_step",
     "optimizer_contents",
     "optimizer_exchange",
+    "optimizer_snapshot",
     "optimizer_stats",
     "partition",
     "timer",
