@@ -1408,6 +1408,19 @@ public:
         return detail::check(tsw_optimizer_initialize_from_swapped(
             handle_.get(), reinterpret_cast<const tsw_partition*>(pieces.data()), pieces.size()));
     }
+    /// Start a copy of the step that was committed last, in a directory that is not there yet. `with`
+    /// is the engine that the optimizer was made with.
+    result<request> snapshot(engine& with, text directory)
+    {
+        tsw_ticket ticket = 0;
+        const tsw_status code = tsw_optimizer_snapshot(handle_.get(), directory.get(), &ticket);
+        return detail::check(code, [&] { return request(with.raw(), ticket); });
+    }
+    /// Bring a snapshot back, into a new store to which the states were added.
+    result<> restore(text directory)
+    {
+        return detail::check(tsw_optimizer_restore(handle_.get(), directory.get()));
+    }
     /// Write all states of all parameters as safetensors: one file, or several and their index where
     /// the data is longer than a bound.
     result<> export_safetensors(text file, std::uint64_t shard_bytes_max = 0)

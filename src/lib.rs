@@ -31,6 +31,12 @@ pub fn fuzz_store_log(bytes: &[u8]) {
     store::read_any_log(bytes);
 }
 
+/// Reads any bytes as the manifest of a snapshot: what the fuzzer in `fuzz/` calls.
+#[doc(hidden)]
+pub fn fuzz_snapshot_manifest(bytes: &[u8]) {
+    snapshot::read_any_manifest(bytes);
+}
+
 /// Reads any bytes as a safetensors file: what the fuzzer in `fuzz/` calls.
 #[doc(hidden)]
 pub fn fuzz_safetensors_header(bytes: &[u8]) {

@@ -16,7 +16,8 @@ mod training;
 
 use std::ffi::CString;
 use std::io::Write;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -377,6 +378,62 @@ fn a_capped_tmpfs_round_trips_fills_and_recovers() {
     on_file_system("tmpfs", 32 * MIB, 4 << 20);
 }
 
+/// What a snapshot relies on to take no time and no space, and to stay as it is.
+fn shares_blocks(kind: &str) {
+    let Some(mount) = Mount::new(kind, 400 * MIB, &[]) else {
+        return;
+    };
+    let [from, to] = ["from", "to"].map(|name| mount.point.join(name));
+    let mut bytes = pattern(150 << 20, 5);
+    std::fs::write(&from, &bytes).unwrap();
+    let writable = |path: &Path| {
+        let mut options = std::fs::File::options();
+        options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .unwrap()
+    };
+    let (source, target) = (writable(&from), writable(&to));
+    target.set_len(200 << 20).unwrap();
+    source.sync_all().unwrap();
+    let free = || tensorswap::sys::free_bytes(source.as_fd()).unwrap();
+    let before = free();
+    let clone = |to: BorrowedFd<'_>| {
+        tensorswap::sys::clone_range(source.as_fd(), 4096, (150 << 20) - 8192, to, 8192)
+    };
+    assert_eq!(clone(target.as_fd()), Ok(()), "{kind}");
+    target.sync_all().unwrap();
+    // Only what says where the blocks are is new.
+    assert!(
+        before.abs_diff(free()) < 8 * MIB,
+        "{kind}: {before}, {}",
+        free()
+    );
+    source.write_all_at(&[0xff; 10_000], 70 << 20).unwrap();
+    let copy = std::fs::read(&to).unwrap();
+    assert_eq!(copy.len(), 200 << 20);
+    assert!(copy[8192..(150 << 20)] == bytes[4096..(150 << 20) - 4096]);
+    bytes.fill(0);
+    assert!(copy[..8192] == bytes[..8192] && copy[150 << 20..] == bytes[..50 << 20]);
+
+    let elsewhere = support::directory();
+    let other = writable(&elsewhere.path().join("to"));
+    assert_eq!(clone(other.as_fd()), Err(libc::EXDEV), "{kind}");
+}
+
+#[test]
+fn xfs_shares_blocks() {
+    shares_blocks("xfs");
+}
+
+#[test]
+fn btrfs_shares_blocks() {
+    shares_blocks("btrfs");
+}
+
 /// Files that the caller deleted must not keep the last inodes either.
 #[test]
 fn a_file_system_out_of_inodes_recovers_when_files_are_deleted() {
@@ -505,7 +562,7 @@ fn files_in_memory_work_with_or_without_direct_io() {
         swapper_round_trips(&engine, directory.path());
         // KERNEL: since 6.6 tmpfs takes O_DIRECT; before, every file falls back and is counted.
         let mut options = std::fs::OpenOptions::new();
-        options.write(true).create(true);
+        options.read(true).write(true).create(true);
         options.custom_flags(libc::O_DIRECT);
         let is_direct = options.open(directory.path().join("probe")).is_ok();
         let fallbacks = engine.stats().swap_out.fallbacks_count;

@@ -180,7 +180,9 @@ impl<'a> Copying<'a> {
                 }
             }
             let is_over = reading.is_empty() && (copied.is_err() || plan.is_over());
-            while let Some(batch) = writing.pop_front_if(|_| is_over || free.is_empty()) {
+            while (is_over || free.is_empty())
+                && let Some(batch) = writing.pop_front()
+            {
                 let written = batch.waiting.end();
                 if written.is_ok() {
                     progress(&[], batch.len_bytes);

@@ -180,7 +180,7 @@ impl Manifest {
         if to_u64(self.user_data.len()) > USER_DATA_BYTES_MAX {
             return Err("too much user data".to_owned());
         }
-        if self.data_bytes > FILE_OFFSET_MAX || self.data_bytes % BLOCK_BYTES != 0 {
+        if self.data_bytes > FILE_OFFSET_MAX || !self.data_bytes.is_multiple_of(BLOCK_BYTES) {
             return Err(format!("no data file has {} bytes", self.data_bytes));
         }
         // The rules for names, ids and sizes are those of the store that it is restored into.

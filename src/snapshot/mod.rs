@@ -9,6 +9,7 @@
 //!
 //! `manifest`, `pieces` and `reshard_plan` are pure. Everything runs on the thread of the caller, and blocks.
 
+mod fuzz;
 mod manifest;
 mod partial;
 mod pieces;
@@ -24,6 +25,7 @@ mod reshard_tests;
 #[cfg(test)]
 mod snapshot_tests;
 
+pub(crate) use fuzz::read_any_manifest;
 pub(crate) use manifest::{Manifest, SnapshotParameter, StateImage};
 pub use reader::{SavedParameter, Snapshot};
 pub use reshard::{Resharded, Resharding};

@@ -6,8 +6,7 @@ use std::path::Path;
 
 use super::manifest::{BadManifest, MANIFEST_BYTES_MAX, VERSION};
 use super::{DATA, MANIFEST, MANIFEST_CHECKSUM, Manifest, StateImage};
-use crate::base::checksum::Checksum;
-use crate::base::checksum::crc32c;
+use crate::base::checksum::{Checksum, crc32c};
 use crate::base::error::{Error, IoFailure, Result};
 use crate::base::units::{MIB, to_u64, to_usize};
 use crate::store::{Role, StoreFile, StoredState, c_path, join, regular_file};

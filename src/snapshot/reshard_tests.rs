@@ -13,7 +13,6 @@ use crate::base::dtype::Dtype;
 use crate::base::error::{Error, Result, Status};
 use crate::base::units::round_up;
 use crate::store::{BLOCK_BYTES, StateSpec};
-use crate::sys;
 
 /// One parameter of one rank: its id, and the bytes of each state; empty for one that is zero.
 type Record = (u64, u64, Vec<Vec<u8>>);
@@ -134,7 +133,7 @@ fn sharded(place: &Path, dtypes: &[Dtype], numels: &[u64], ranks: u64, seed: u64
             }
             let image = |(state, dtype): (usize, &Dtype)| {
                 let noise = seed.wrapping_add(id * 31 + rank as u64 * 7 + state as u64);
-                if noise % 4 == 0 {
+                if noise.is_multiple_of(4) {
                     return Vec::new();
                 }
                 let bytes = 0..len * dtype.size_bytes();
@@ -151,7 +150,7 @@ fn sharded(place: &Path, dtypes: &[Dtype], numels: &[u64], ranks: u64, seed: u64
             &place.join(format!("rank{rank}")),
             dtypes,
             records,
-            seed % 5 != 0,
+            !seed.is_multiple_of(5),
         );
     }
 }

@@ -9,7 +9,6 @@ use crate::base::checksum::crc32c;
 use crate::base::dtype::Dtype;
 use crate::base::error::{Error, Status};
 use crate::store::StateSpec;
-use crate::sys;
 
 const NAMES: [&str; 3] = ["data", "manifest.json", "manifest.json.crc32c"];
 
@@ -340,7 +339,7 @@ fn many_at_once_make_one_snapshot() {
                 scope.spawn(|| {
                     let (manifest, data) = example();
                     let writer = SnapshotWriter::create(&directory, manifest.data_bytes)?;
-                    writer.write_at(&data, 0).unwrap();
+                    writer.write_at(&data, 0)?;
                     writer.publish(&manifest)
                 })
             })
@@ -363,10 +362,9 @@ fn many_at_once_make_one_snapshot() {
 fn data_of_another_length_than_the_manifest_says_is_not_published() {
     let place = place();
     let (writer, manifest) = begun(&place.path().join("snap"));
-    let data = fs::File::options()
-        .write(true)
-        .open(writer.data_path().to_str().unwrap());
-    data.unwrap().set_len(manifest.data_bytes - 1).unwrap();
+    let data = place.path().join("snap.partial/data");
+    let data = std::fs::File::options().write(true).open(data).unwrap();
+    data.set_len(manifest.data_bytes - 1).unwrap();
     assert_eq!(
         writer.publish(&manifest).unwrap_err().status(),
         Status::Internal
@@ -414,7 +412,7 @@ fn a_range_is_cloned_where_the_file_system_can() {
 fn too_little_space_is_said_in_bytes() {
     let place = place();
     let directory = place.path().join("snap");
-    // More than any disk has, and less than a file may have on most file systems.
+    // More than any disk has. None of it may be taken before that is said.
     let writer = SnapshotWriter::create(&directory, 1 << 43).unwrap();
     let error = writer.reserve().unwrap_err();
     match error.status() {

@@ -3,13 +3,14 @@
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::partial::PartialDirectory;
 use super::{DATA, MANIFEST, MANIFEST_CHECKSUM, Manifest};
 use crate::base::checksum::crc32c;
 use crate::base::error::{Error, Result};
 use crate::store::{Role, StoreFile, join};
-use crate::sys;
+use crate::sys::{self, WriteLife};
 
 /// A snapshot in the making, in `DIR.partial`. Dropped before [`SnapshotWriter::publish`], it
 /// leaves nothing. One thread at a time.
@@ -17,6 +18,8 @@ use crate::sys;
 pub(crate) struct SnapshotWriter {
     data: StoreFile,
     data_bytes: u64,
+    /// Of which this much needs no space of its own.
+    cloned_bytes: AtomicU64,
     partial: PartialDirectory,
 }
 
@@ -34,10 +37,12 @@ impl SnapshotWriter {
     /// As [`SnapshotWriter::create`], in a directory that was just made.
     pub(super) fn create_in(partial: PartialDirectory, data_bytes: u64) -> Result<SnapshotWriter> {
         let data = create_file(&partial, DATA)?;
+        data.hint(WriteLife::Extreme);
         data.set_len(data_bytes)?;
         Ok(SnapshotWriter {
             data,
             data_bytes,
+            cloned_bytes: AtomicU64::new(0),
             partial,
         })
     }
@@ -64,12 +69,21 @@ impl SnapshotWriter {
         if self.data_bytes == 0 {
             return Ok(());
         }
-        match self.data.allocate(0, self.data_bytes) {
+        // ORDERING: relaxed; whoever cloned and whoever reserves are one.
+        let cloned = self.cloned_bytes.load(Ordering::Relaxed);
+        let needed = self.data_bytes.saturating_sub(cloned);
+        let free = self.data.free_bytes();
+        // Asked before: a reservation that fails takes all that is free first, from a training too.
+        // Nothing free is also what file systems say that do not tell.
+        let reserved = match free > 0 && needed > free {
+            true => Err(libc::ENOSPC),
+            false => self.data.allocate(0, self.data_bytes),
+        };
+        match reserved {
             // KERNEL: fallocate(2): not every file system can reserve; the write that needs the
             // space finds out there.
             Ok(()) | Err(libc::EOPNOTSUPP | libc::ENOSYS) => Ok(()),
             Err(errno) => {
-                let (needed, free) = (self.data_bytes, self.data.free_bytes());
                 let detail = format!("{needed} bytes needed, {free} free");
                 let path = self.data.path().to_bytes();
                 Err(Error::io("reserve", path, None, errno, detail))
@@ -92,7 +106,11 @@ impl SnapshotWriter {
     ) -> Result<bool> {
         let to = self.data.as_fd();
         match sys::clone_range(from, from_offset_bytes, len_bytes, to, to_offset_bytes) {
-            Ok(()) => Ok(true),
+            Ok(()) => {
+                // ORDERING: as above.
+                self.cloned_bytes.fetch_add(len_bytes, Ordering::Relaxed);
+                Ok(true)
+            }
             // KERNEL: ioctl_ficlonerange(2). EINVAL: larger blocks, or one of the two is compressed
             // or has no checksums; ENOTTY: no file system of Linux' own.
             Err(

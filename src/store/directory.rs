@@ -17,7 +17,7 @@ use crate::base::error::{Error, IoFailure, Result};
 use crate::base::observe::events;
 use crate::base::units::to_u64;
 use crate::io::{Event, StoreCall, Witness, path_of};
-use crate::sys::{self, Errno, FileKind};
+use crate::sys::{self, Errno, FileKind, WriteLife};
 
 const LOCK: &CStr = c"lock";
 pub(crate) const DATA: &CStr = c"data";
@@ -140,7 +140,9 @@ impl Directory {
             let path = path_of(&path);
             witness.note_file(file.as_fd(), true, |file| Event::Create { file, path });
         }
-        Ok(StoreFile::new(file, path, role, self.witness.clone()))
+        let file = StoreFile::new(file, path, role, self.witness.clone());
+        file.hint(life_of(role));
+        Ok(file)
     }
 
     /// Opens a file; `None` where there is none.
@@ -149,7 +151,11 @@ impl Directory {
     /// `Corrupt` where something else has its name; `Io`.
     pub(crate) fn open_file(&self, name: &CStr, role: Role) -> Result<Option<StoreFile>> {
         let opened = sys::open_at(self.directory.as_fd(), name, false);
-        regular_file(opened, self.path_of(name), role, self.witness.clone())
+        let file = regular_file(opened, self.path_of(name), role, self.witness.clone())?;
+        if let Some(file) = &file {
+            file.hint(life_of(role));
+        }
+        Ok(file)
     }
 
     /// Removes a file, if there is one.
@@ -230,6 +236,16 @@ impl Directory {
         if let Some(witness) = &self.witness {
             witness.note(event());
         }
+    }
+}
+
+/// How long lives what is written to a file: until the record's next version but one, the next
+/// version, or the log that replaces this one.
+fn life_of(role: Role) -> WriteLife {
+    match role {
+        Role::Data => WriteLife::Medium,
+        Role::Spare => WriteLife::Short,
+        Role::Log | Role::NewLog => WriteLife::Long,
     }
 }
 

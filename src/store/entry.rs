@@ -271,7 +271,7 @@ pub(crate) fn encode_stripe(from: u64, weights: &[u32], into: &mut Vec<u8>) {
 pub(crate) fn decode_stripe(payload: &[u8]) -> Option<(u64, Vec<u32>)> {
     let mut reader = Reader::new(payload);
     let from = reader.u64()?;
-    if reader.0.len() > 4 * PLACES_MAX || reader.0.len() % 4 != 0 {
+    if reader.0.len() > 4 * PLACES_MAX || !reader.0.len().is_multiple_of(4) {
         return None;
     }
     let weights = std::iter::from_fn(|| reader.u32()).collect();

@@ -136,7 +136,7 @@ impl Directories {
                 place: number,
                 places_len: u32::try_from(self.0.len()).unwrap_or(u32::MAX),
             };
-            let file = directory.create(name_of(area), Role::Data)?;
+            let file = directory.create(name_of(area), role_of(area))?;
             file.write_at(&header.encode(), 0)?;
             file.set_len(DATA_START_BYTES)?;
             file.sync()?;
@@ -162,7 +162,7 @@ impl Directories {
     ) -> Result<Vec<PlaceFile>> {
         let mut files = Vec::new();
         for (number, directory) in self.0.iter().enumerate() {
-            let file = directory.open_file(name_of(area), Role::Data)?;
+            let file = directory.open_file(name_of(area), role_of(area))?;
             let file = file.ok_or_else(|| is_gone(&directory.path_of(name_of(area))))?;
             check_file(&file, area, number, self.0.len(), identity, table)?;
             files.push(PlaceFile::new(file)?);
@@ -174,7 +174,7 @@ impl Directories {
     pub(crate) fn remove_spare(&self) -> Result<()> {
         for directory in &self.0 {
             // Somebody may have the file open, and its space is to be free now.
-            if let Some(spare) = directory.open_file(SPARE, Role::Data)? {
+            if let Some(spare) = directory.open_file(SPARE, Role::Spare)? {
                 spare.set_len(0)?;
             }
             directory.remove(SPARE)?;
@@ -233,6 +233,13 @@ pub(crate) fn name_of(area: Area) -> &'static CStr {
     match area {
         Area::Data => DATA,
         Area::Spare => SPARE,
+    }
+}
+
+fn role_of(area: Area) -> Role {
+    match area {
+        Area::Data => Role::Data,
+        Area::Spare => Role::Spare,
     }
 }
 

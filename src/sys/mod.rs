@@ -18,6 +18,7 @@ mod directory;
 mod durability;
 mod event;
 mod file;
+mod hint;
 mod mapping;
 mod process;
 
@@ -35,6 +36,7 @@ pub use file::{
     clear_direct, clone_range, fstat, open, pread, pwrite, read_at, set_len, stat_at,
     stat_identity, statx_dio, write_at,
 };
+pub use hint::{WriteLife, set_write_life};
 pub use mapping::{Advice, Mapping};
 pub use process::{
     block_signals, file_limit, file_size_limit_bytes, fill_random, fork_generation, forked_since,

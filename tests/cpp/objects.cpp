@@ -347,6 +347,20 @@ static void optimizers()
     EXPECT(failure_of([&] { store.initialize_from_safetensors("raw", ids); }).code()
            == status::corrupt);
 
+    // A copy beside the store, and back in another one.
+    store.commit();
+    store.snapshot(engine, "snapshot").wait();
+    EXPECT(failure_of([&] { store.snapshot(engine, "snapshot").wait(); }).os_error() == EEXIST);
+    {
+        tensorswap::optimizer other(engine, configured("restored"));
+        EXPECT(failure_of([&] { other.restore("nowhere"); }).code() == status::not_found);
+        other.add_state("master", dtype::f32);
+        other.add_state("moment", dtype::f32);
+        other.restore(std::string("snapshot"));
+        other.read_state(3, "master", tensor(read));
+        EXPECT(read[1] == 2 && read[2] == 0.25f && other.step_number() == store.step_number());
+    }
+
     store.discard_gradients();
     EXPECT(store.gradient_norm(3).sum_of_squares == 0);
     EXPECT(store.parameters_len() == 2 && store.parameter_at(1).id == 4);

@@ -14,7 +14,7 @@ use crate::sizes::to_u64;
 const PASSES_MAX: u32 = 8;
 
 /// What a verification found.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(crate) struct Verified {
     pub(crate) compared_bytes: u64,
     /// Parameters of which no checksums are kept.
@@ -45,12 +45,7 @@ pub(crate) fn verify(
     };
     let total = reader.parameters().map(|parameter| parameter.extent_bytes);
     let progress = Progress::of_bytes(total.sum());
-    let mut verified = Verified {
-        compared_bytes: 0,
-        unchecked_count: 0,
-        damages: Vec::new(),
-        unsettled_count: 0,
-    };
+    let mut verified = Verified::default();
     let mut left: Vec<usize> = (0..reader.parameters().len()).collect();
     for pass in 1.. {
         let sizes: Vec<u64> = reader

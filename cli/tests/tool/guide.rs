@@ -14,9 +14,10 @@ fn every_listing_of_the_guide_runs() {
         .skip(1)
         .map(|rest| rest.split("```").next().unwrap())
         .collect();
-    assert_eq!(listings.len(), 6);
+    assert_eq!(listings.len(), 7);
     let place = place();
     store(&place.path().join("run"));
+    snapshots(&place.path().join("snap"));
     let tool = Path::new(env!("CARGO_BIN_EXE_tensorswap"))
         .parent()
         .unwrap();
@@ -39,6 +40,8 @@ fn every_listing_of_the_guide_runs() {
         "doctor.json",
         "doctor.txt",
         "run",
+        "snap",
+        "snap3",
         "store.json",
         "tensorswap-tune.html",
         "tensorswap.json",

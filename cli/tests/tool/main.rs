@@ -14,6 +14,7 @@ mod inspect;
 mod man;
 mod plan;
 mod readme;
+mod reshard;
 mod support;
 mod terminal;
 mod tune;

@@ -255,10 +255,7 @@ mod tests {
                 backend.drive(true, &mut reaped).unwrap();
             }
             let result = Ok(buffer.range().len());
-            assert_eq!(
-                reaped.drain(..).collect::<Vec<_>>(),
-                [Reaped { key, result }]
-            );
+            assert_eq!(std::mem::take(&mut reaped), [Reaped { key, result }]);
         }
         drop(hangs);
         backend.submit(10, transfer(0));

@@ -52,7 +52,8 @@ use scheduler::{Scheduler, Services};
 
 /// Threads for system calls on files that can block.
 const METADATA_THREADS: usize = 2;
-/// Bounce blocks of a device beyond its depth: hold what was read until it is copied, while the depth is kept.
+/// Bounce blocks of a device beyond its depth: hold what was read until it is copied, while the
+/// depth is kept.
 const ARRIVED_BLOCKS: usize = 8;
 /// Files resolved ahead of the oldest task that is not yet admitted.
 const WINDOW_MAX: usize = 128;

@@ -40,7 +40,7 @@ enum Started {
 }
 
 impl Scheduler {
-    /// Starts operations until the depth is reached or nothing can be started; true where more
+    /// Starts operations until the depths are reached or nothing can be started; true where more
     /// could be started, after what was is on its way.
     pub(super) fn fill(&mut self, backend: &mut dyn Backend) -> bool {
         self.gathered_bytes = 0;
@@ -48,14 +48,16 @@ impl Scheduler {
         while idle_count < self.devices.all.len() {
             let device = self.devices.next();
             let turns = &self.devices.all[device].turns;
-            if turns.has_room() && self.gathered_bytes >= COPY_BYTES {
+            if !turns.is_open() {
+                idle_count += 1;
+                continue;
+            }
+            if self.gathered_bytes >= COPY_BYTES {
                 return true;
             }
-            let mut order = turns.order();
-            let started = turns.has_room()
-                && order.any(|(priority, direction)| {
-                    self.fill_one(device, priority, direction, backend)
-                });
+            let started = turns
+                .order()
+                .any(|(priority, direction)| self.fill_one(device, priority, direction, backend));
             idle_count = if started { 0 } else { idle_count + 1 };
         }
         false

@@ -36,8 +36,19 @@ impl Class {
         }
     }
 
-    fn is_idle(&self) -> bool {
-        self.in_flight == 0 && self.readers.is_empty() && self.writers.is_empty()
+    /// Whether nobody waits to start an operation.
+    fn is_empty(&self) -> bool {
+        self.readers.is_empty() && self.writers.is_empty()
+    }
+
+    /// Who goes first, and who where that one waits for nothing.
+    fn order(&self, priority: Priority) -> [(Priority, Direction); 2] {
+        let order = if self.reads_in_a_row < READS_IN_A_ROW_MAX || self.writers.is_empty() {
+            [Direction::In, Direction::Out]
+        } else {
+            [Direction::Out, Direction::In]
+        };
+        order.map(|direction| (priority, direction))
     }
 }
 
@@ -92,32 +103,22 @@ impl Turns {
         self.foreground.in_flight + self.background.in_flight
     }
 
-    /// Whether the depth leaves room for an operation of any kind.
-    pub(super) fn has_room(&self) -> bool {
-        self.in_flight() < self.depth
+    /// Whether a task waits to start operations, and the depth leaves room for one.
+    pub(super) fn is_open(&self) -> bool {
+        self.in_flight() < self.depth && !(self.foreground.is_empty() && self.background.is_empty())
     }
 
     /// Which kinds of task may start an operation now that there is room, best first.
     pub(super) fn order(&self) -> impl Iterator<Item = (Priority, Direction)> + use<> {
-        let waits = !(self.background.readers.is_empty() && self.background.writers.is_empty());
-        let background = (waits && self.background.in_flight < self.background_max)
-            .then_some(Priority::Background);
-        let foreground = Some(Priority::Foreground);
-        let priorities = if self.foreground_in_a_row < FOREGROUND_IN_A_ROW_MAX {
+        let foreground = Some(self.foreground.order(Priority::Foreground));
+        let background = (self.background.in_flight < self.background_max)
+            .then(|| self.background.order(Priority::Background));
+        let order = if self.foreground_in_a_row < FOREGROUND_IN_A_ROW_MAX {
             [foreground, background]
         } else {
             [background, foreground]
         };
-        let reads_first =
-            |class: &Class| class.reads_in_a_row < READS_IN_A_ROW_MAX || class.writers.is_empty();
-        let reads_first = [reads_first(&self.foreground), reads_first(&self.background)];
-        priorities.into_iter().flatten().flat_map(move |priority| {
-            let directions = match reads_first[usize::from(priority == Priority::Background)] {
-                true => [Direction::In, Direction::Out],
-                false => [Direction::Out, Direction::In],
-            };
-            directions.map(|direction| (priority, direction))
-        })
+        order.into_iter().flatten().flatten()
     }
 
     /// Notes that an operation was started.
@@ -140,7 +141,10 @@ impl Turns {
     /// Notes that nothing of an operation is in flight any more.
     pub(super) fn landed(&mut self, priority: Priority) {
         self.class(priority).in_flight -= 1;
-        if priority == Priority::Background && self.foreground.is_idle() {
+        if priority == Priority::Background
+            && self.foreground.in_flight == 0
+            && self.foreground.is_empty()
+        {
             self.background_max = (self.background_max + 1).min(self.depth);
         }
     }

@@ -36,9 +36,8 @@ impl Simulation {
 
     /// As the driver does: until the depth is reached or nobody can start anything.
     fn fill(&mut self) {
-        while self.turns.has_room() {
-            let mut order = self.turns.order();
-            if !order.any(|kind| self.start(kind)) {
+        while self.turns.is_open() {
+            if !self.turns.order().any(|kind| self.start(kind)) {
                 return;
             }
         }
