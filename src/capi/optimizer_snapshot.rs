@@ -1,8 +1,6 @@
 //! Snapshots of a store, and bringing them back.
 
-use std::ffi::{OsStr, c_char};
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::ffi::c_char;
 
 use super::guard::{self, Failure};
 use super::optimizer::tsw_optimizer;
@@ -46,7 +44,7 @@ pub unsafe extern "C" fn tsw_optimizer_snapshot(
             if ticket_out.is_null() {
                 return Err(Failure::null("ticket_out"));
             }
-            let directory = path_input(directory)?;
+            let directory = text::path_input(directory, "directory")?;
             ticket_out.write(optimizer.optimizer.snapshot(directory)?);
             Ok(())
         })
@@ -76,15 +74,9 @@ pub unsafe extern "C" fn tsw_optimizer_restore(
     // SAFETY: the caller's handle and text.
     unsafe {
         guard::with(optimizer.cast_const(), |optimizer| {
-            Ok(optimizer.optimizer.restore(path_input(directory)?)?)
+            Ok(optimizer
+                .optimizer
+                .restore(text::path_input(directory, "directory")?)?)
         })
     }
-}
-
-/// # Safety
-/// As [`text::name_input`].
-unsafe fn path_input<'a>(directory: *const c_char) -> guard::Outcome<&'a Path> {
-    // SAFETY: the caller's text.
-    let directory = unsafe { text::input(directory, "directory")? };
-    Ok(Path::new(OsStr::from_bytes(directory.to_bytes())))
 }
