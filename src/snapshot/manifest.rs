@@ -180,7 +180,7 @@ impl Manifest {
         if to_u64(self.user_data.len()) > USER_DATA_BYTES_MAX {
             return Err("too much user data".to_owned());
         }
-        if self.data_bytes > FILE_OFFSET_MAX || self.data_bytes % BLOCK_BYTES != 0 {
+        if self.data_bytes > FILE_OFFSET_MAX || !self.data_bytes.is_multiple_of(BLOCK_BYTES) {
             return Err(format!("no data file has {} bytes", self.data_bytes));
         }
         // The rules for names, ids and sizes are those of the store that it is restored into.
@@ -227,7 +227,7 @@ impl Manifest {
         };
         let end = start
             .checked_add(round_up(len_bytes, BLOCK_BYTES))
-            .filter(|end| *end <= self.data_bytes && start % BLOCK_BYTES == 0);
+            .filter(|end| *end <= self.data_bytes && start.is_multiple_of(BLOCK_BYTES));
         match end {
             Some(end) => Ok(Some(start..end)),
             None => Err(format!("no state of {len_bytes} bytes can lie at {start}")),

@@ -133,7 +133,7 @@ fn sharded(place: &Path, dtypes: &[Dtype], numels: &[u64], ranks: u64, seed: u64
             }
             let image = |(state, dtype): (usize, &Dtype)| {
                 let noise = seed.wrapping_add(id * 31 + rank as u64 * 7 + state as u64);
-                if noise % 4 == 0 {
+                if noise.is_multiple_of(4) {
                     return Vec::new();
                 }
                 let bytes = 0..len * dtype.size_bytes();
@@ -150,7 +150,7 @@ fn sharded(place: &Path, dtypes: &[Dtype], numels: &[u64], ranks: u64, seed: u64
             &place.join(format!("rank{rank}")),
             dtypes,
             records,
-            seed % 5 != 0,
+            !seed.is_multiple_of(5),
         );
     }
 }
