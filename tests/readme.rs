@@ -5,6 +5,7 @@
 
 mod common;
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -68,10 +69,9 @@ fn the_program_that_writes_for_prometheus_runs() {
     assert!(output.contains("# TYPE tensorswap_"), "{output}");
 }
 
-#[test]
-fn the_command_that_draws_a_timeline_runs() {
-    let directory = common::directory();
-    let program = directory.path().join("train_adam");
+/// The example that trains, compiled.
+fn trainer(directory: &Path) -> PathBuf {
+    let program = directory.join("train_adam");
     let root = common::root();
     let mut compile = common::compiler(false);
     let library = common::libraries().shared.parent().unwrap();
@@ -84,6 +84,14 @@ fn the_command_that_draws_a_timeline_runs() {
         .args(["-ltensorswap", "-lm", "-o"])
         .arg(&program);
     common::run(&mut compile);
+    program
+}
+
+#[test]
+fn the_command_that_draws_a_timeline_runs() {
+    let directory = common::directory();
+    let program = trainer(directory.path());
+    let root = common::root();
     let listing = blocks("docs/OBSERVING.md", "sh").remove(0);
     let mut words = listing.split_whitespace();
     assert_eq!(words.next(), Some("examples_c/build/train_adam"));
@@ -111,6 +119,47 @@ fn the_command_that_draws_a_timeline_runs() {
         }
         Err(error) => println!("skipped: drawing the timeline needs python3: {error}"),
     }
+}
+
+#[test]
+fn a_training_goes_on_with_another_number_of_ranks_and_ends_with_the_same_bits() {
+    let directory = common::directory();
+    let listing = blocks("README.md", "sh")
+        .into_iter()
+        .find(|listing| listing.contains("tensorswap reshard"))
+        .unwrap();
+    // A smaller model, and a shorter text, than a reader would have.
+    let root = common::root();
+    let program = trainer(directory.path());
+    let build = directory.path().join("examples_c/build");
+    std::fs::create_dir_all(&build).unwrap();
+    let script = format!(
+        "#!/bin/sh\nexec {} --hidden 136 \"$@\" {}\n",
+        program.display(),
+        root.join("README.md").display()
+    );
+    let path = build.join("train_adam");
+    std::fs::write(&path, script).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let tool = common::tool();
+    let paths = format!(
+        "{}:{}",
+        tool.parent().unwrap().display(),
+        std::env::var("PATH").unwrap()
+    );
+    let output = common::run(
+        Command::new("sh")
+            .args(["-euc", &listing])
+            .env("PATH", paths)
+            .current_dir(directory.path()),
+    );
+    let sums: Vec<&str> = output
+        .lines()
+        .filter(|line| line.starts_with("checksum"))
+        .collect();
+    assert_eq!(sums.len(), 3, "{output}");
+    assert_eq!(sums[0], sums[2], "{output}");
+    assert_ne!(sums[0], sums[1], "{output}");
 }
 
 #[test]

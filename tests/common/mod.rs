@@ -71,24 +71,14 @@ pub(crate) struct Libraries {
 pub(crate) fn libraries() -> &'static Libraries {
     static LIBRARIES: OnceLock<Libraries> = OnceLock::new();
     LIBRARIES.get_or_init(|| {
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--lib", "--message-format=json", "--manifest-path"]);
-        cargo.arg(root().join("Cargo.toml"));
-        if !cfg!(debug_assertions) {
-            cargo.arg("--release");
-        }
-        let output = cargo.output().unwrap();
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "cargo build: {errors}");
-        let files: Vec<PathBuf> = String::from_utf8(output.stdout)
-            .unwrap()
-            .lines()
-            .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-            .filter(|message| {
-                message["reason"] == "compiler-artifact"
-                    && message["target"]["name"] == "tensorswap"
+        let files: Vec<PathBuf> = built(&["--lib"])
+            .iter()
+            .flat_map(|artifact| {
+                artifact["filenames"]
+                    .as_array()
+                    .cloned()
+                    .unwrap_or_default()
             })
-            .flat_map(|message| message["filenames"].as_array().cloned().unwrap_or_default())
             .filter_map(|file| file.as_str().map(PathBuf::from))
             .collect();
         let with_extension = |extension: &str| {
@@ -103,6 +93,36 @@ pub(crate) fn libraries() -> &'static Libraries {
             archive: with_extension("a"),
         }
     })
+}
+
+/// The command line tool, built as the tests were.
+pub(crate) fn tool() -> PathBuf {
+    let artifacts = built(&["--package", "tensorswap-cli", "--bin", "tensorswap"]);
+    let mut executables = artifacts
+        .iter()
+        .filter_map(|artifact| artifact["executable"].as_str());
+    executables.next().unwrap().into()
+}
+
+/// What cargo says that it has built under the name of the project.
+fn built(arguments: &[&str]) -> Vec<serde_json::Value> {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--message-format=json", "--manifest-path"]);
+    cargo.arg(root().join("Cargo.toml")).args(arguments);
+    if !cfg!(debug_assertions) {
+        cargo.arg("--release");
+    }
+    let output = cargo.output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "cargo build: {errors}");
+    String::from_utf8(output.stdout)
+        .unwrap()
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|message| {
+            message["reason"] == "compiler-artifact" && message["target"]["name"] == "tensorswap"
+        })
+        .collect()
 }
 
 /// The compiler that the `cc` crate finds for C or C++.
