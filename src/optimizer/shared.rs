@@ -121,7 +121,7 @@ impl Shared {
         let slot = layout.slot_offset(job.offset, job.version.slot, job.numel);
         let mut pending: Option<Segment> = None;
         for state in 0..layout.states.len() {
-            if job.version.zero_states & (1 << state) != 0 {
+            if job.version.is_zero(state) {
                 continue;
             }
             let memory = image.padded(state)?;

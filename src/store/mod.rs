@@ -42,4 +42,4 @@ pub(crate) use layout::{BLOCK_BYTES, Layout, StateSpec};
 pub use reader::{StoreReader, StoredParameter, StoredState};
 pub(crate) use store::Store;
 pub(crate) use table::{NAME_BYTES_MAX, Table, USER_DATA_BYTES_MAX, push_tightly};
-pub(crate) use version::Version;
+pub(crate) use version::{Version, is_in};

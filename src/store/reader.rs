@@ -198,7 +198,7 @@ impl StoreReader {
         let start = layout.slot_offset(record.offset, version.slot, record.numel);
         let mut compared_bytes = 0;
         for (number, state) in layout.states.iter().enumerate() {
-            if version.zero_states & (1 << number) != 0 {
+            if version.is_zero(number) {
                 continue;
             }
             let offset = start + layout.image(number, record.numel).start;

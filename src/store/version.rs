@@ -19,3 +19,15 @@ pub(crate) struct Version {
     /// CRC-32C of each state's image, without its padding; 0 for states that are zero.
     pub(crate) checksums: [u32; STATES_MAX],
 }
+
+impl Version {
+    /// Whether a state is all zeros and was not written.
+    pub(crate) fn is_zero(&self, state: usize) -> bool {
+        is_in(self.zero_states, state)
+    }
+}
+
+/// Whether a set, such as [`Version::zero_states`], has a state in it.
+pub(crate) fn is_in(states: u8, state: usize) -> bool {
+    states & (1 << state) != 0
+}
