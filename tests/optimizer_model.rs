@@ -6,7 +6,6 @@
 #![allow(
     clippy::unwrap_used,
     clippy::cast_possible_truncation,
-    clippy::print_stderr,
     reason = "a test"
 )]
 
@@ -15,7 +14,6 @@ mod training;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use support::*;
 use tempfile::TempDir;
@@ -906,22 +904,16 @@ fn number(name: &str) -> Option<u64> {
 fn run(seed: u64, backend: &'static str) {
     let mut world = World::new(seed, backend);
     let calls = number("TSW_TEST_CALLS").map_or(CALLS, |calls| calls as usize);
-    let outcome = catch_unwind(AssertUnwindSafe(|| {
-        (0..calls).for_each(|_| world.call());
-        world.reopen();
-    }));
-    if let Err(panic) = outcome {
-        eprintln!(
-            "{backend}: seed {seed} failed after {} calls",
-            world.log.len()
-        );
-        eprintln!("{}", world.log[0]);
-        let tail = world.log.len().saturating_sub(30).max(1);
-        world.log[tail..]
-            .iter()
-            .for_each(|line| eprintln!("    {line}"));
-        resume_unwind(panic);
-    }
+    let what = format!("{backend}: seed {seed}");
+    trial(
+        &what,
+        &mut world,
+        |world| &world.log,
+        |world| {
+            (0..calls).for_each(|_| world.call());
+            world.reopen();
+        },
+    );
 }
 
 fn sweep(backend: &'static str) {
