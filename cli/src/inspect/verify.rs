@@ -69,8 +69,12 @@ pub(crate) fn verify(
         if wrong.is_empty() {
             break;
         }
-        let before = generations(&reader);
+        let (before, identity) = (generations(&reader), reader.identity());
         reader = StoreReader::open(place)?;
+        if reader.identity() != identity {
+            let place = place.display();
+            return Err(Failure::Refused(format!("{place} was replaced meanwhile")));
+        }
         let after = generations(&reader);
         let ids: Vec<u64> = reader.parameters().map(|parameter| parameter.id).collect();
         left = Vec::new();
