@@ -284,8 +284,9 @@ def test_ctrl_c_interrupts_a_wait_and_loses_nothing(tmp_path):
         for turn in range(5):
             for number in range(4):
                 handle.async_pwrite(data, "{tmp_path}/%d" % number)
-            threading.Timer(0.01, _thread.interrupt_main).start()
             try:
+                # It may strike before this has returned.
+                threading.Timer(0.01, _thread.interrupt_main).start()
                 count = handle.wait()
                 while True: pass
             except KeyboardInterrupt:
