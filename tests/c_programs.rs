@@ -90,6 +90,28 @@ fn a_training_that_is_killed_in_the_middle_of_a_step_ends_with_the_same_bits() {
     }
 }
 
+#[test]
+fn a_training_begins_with_the_weights_of_an_export() {
+    let binaries = common::directory();
+    let program = binaries.path().join("train_adam");
+    let source = common::root().join("examples_c/train_adam.c");
+    build(&source, &program, Linked::Shared, Checked::Plain);
+    let directory = common::directory();
+    let train = |arguments: &[&str]| {
+        let arguments = [&["--hidden", "136"], arguments].concat();
+        let (status, output) = run(&program, directory.path(), &arguments);
+        assert!(status.is_some_and(|status| status.success()), "{output}");
+        output
+    };
+    let file = "model.safetensors";
+    let exported = train(&["--seed", "2", "--steps", "0", "--export", file]);
+    let own = train(&["--steps", "0"]);
+    let taken = train(&["--steps", "0", "--init", file]);
+    assert_eq!(checksum(&taken), checksum(&exported));
+    assert_ne!(checksum(&taken), checksum(&own));
+    train(&["--steps", "3", "--init", file, "--verify"]);
+}
+
 fn sanitized(linked: Linked) {
     match programs::sanitizers_missing() {
         Some(reason) => common::skip("sanitizers", reason),

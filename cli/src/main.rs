@@ -1,12 +1,12 @@
 //! The command line tool of tensorswap.
 //!
-//! Looks at a machine (`doctor`), at a drive (`bench`, `tune`), at a store (`inspect`), and at what
-//! a model will need (`plan`). Each command lies in the folder of its name: it checks its
+//! Looks at a machine (`doctor`), at a drive (`bench`, `tune`), at stores and snapshots (`inspect`),
+//! and at what a model will need (`plan`); cuts snapshots anew (`reshard`). Each command lies in the folder of its name: it checks its
 //! arguments, gathers what it reports in one plain structure, and prints that as text or JSON.
 //! What is a matter of the library is asked of the library: nothing about stores, pinned memory or
 //! configurations is computed here.
 //!
-//! Invariants: nothing is written outside of a [`scratch`] directory before the arguments are
+//! Invariants: nothing is written outside of what [`scratch`] removes before the arguments are
 //! checked and all work has succeeded; scratch directories go when the process ends, a signal
 //! included. Only `drive` has unsafe code.
 
@@ -20,6 +20,7 @@ mod man;
 mod output;
 mod plan;
 mod progress;
+mod reshard;
 mod scratch;
 mod sizes;
 mod tune;
@@ -53,6 +54,7 @@ fn run(command: &Command) -> Result<Outcome, Failure> {
         Command::Tune(options) => tune::run(options),
         Command::Inspect(options) => inspect::run(options),
         Command::Plan(options) => plan::run(options),
+        Command::Reshard(options) => reshard::run(options),
         Command::Completions(options) => man::completions(options),
         Command::Man(options) => man::pages(options),
     }

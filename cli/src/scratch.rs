@@ -59,6 +59,22 @@ impl Drop for Scratch {
     }
 }
 
+/// A directory that is removed, with all that is in it, when a signal comes while this lives;
+/// otherwise whoever made it sees to it.
+#[derive(Debug)]
+pub(crate) struct RemovedOnSignal(PathBuf);
+
+pub(crate) fn remove_on_signal_too(path: PathBuf) -> RemovedOnSignal {
+    directories().push(path.clone());
+    RemovedOnSignal(path)
+}
+
+impl Drop for RemovedOnSignal {
+    fn drop(&mut self) {
+        directories().retain(|path| *path != self.0);
+    }
+}
+
 /// Keeps signals waiting while this lives: what is begun is also ended.
 pub(crate) fn hold_signals() -> impl Drop {
     directories()

@@ -67,6 +67,8 @@ pub struct tsw_optimizer_stats {
     pub checksum_errors_count: u64,
     /// Bytes reserved in the store's data file.
     pub store_bytes: u64,
+    /// Bytes that were written to records since the store was made, in all runs.
+    pub store_written_bytes: u64,
 }
 
 // SAFETY: `repr(C)`, integers only, the two `u32` fill the first eight bytes.
@@ -105,6 +107,7 @@ impl From<OptimizerStats> for tsw_optimizer_stats {
             gradient_spilled_bytes: stats.gradient_spilled_bytes,
             checksum_errors_count: stats.checksum_errors_count,
             store_bytes: stats.store_bytes,
+            store_written_bytes: stats.store_written_bytes,
         }
     }
 }

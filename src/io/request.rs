@@ -32,6 +32,15 @@ impl Direction {
     }
 }
 
+/// Who goes first on a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Priority {
+    /// Somebody waits, or will soon.
+    Foreground,
+    /// Uses what foreground leaves of a device, and a small share of it at least.
+    Background,
+}
+
 /// Who hears of a request's progress and end. Called by the driver thread; must not block.
 pub(crate) trait Sink: Send + Sync + std::fmt::Debug {
     /// Whether the caller asked for the request to stop.
@@ -130,6 +139,8 @@ pub(crate) struct FilePart {
 #[derive(Debug)]
 pub(crate) struct Request {
     pub(crate) direction: Direction,
+    /// Foreground unless set after the request was filled.
+    pub(crate) priority: Priority,
     pub(crate) files: Vec<FilePart>,
     pub(crate) segments: Vec<Segment>,
     pub(crate) buffers: Vec<Buffer>,
@@ -145,6 +156,7 @@ impl Default for Request {
     fn default() -> Request {
         Request {
             direction: Direction::In,
+            priority: Priority::Foreground,
             files: Vec::new(),
             segments: Vec::new(),
             buffers: Vec::new(),
@@ -160,6 +172,7 @@ impl Default for Request {
 impl Request {
     /// Forgets the content and keeps the capacity.
     pub(crate) fn clear(&mut self) {
+        self.priority = Priority::Foreground;
         self.files.clear();
         self.segments.clear();
         self.buffers.clear();
@@ -324,5 +337,20 @@ pub(crate) fn length_of<'a>(tensors: impl Iterator<Item = &'a Tensor> + Clone) -
         }
     } else {
         Length::Grow
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recycled_request_is_foreground_again() {
+        let mut request = Request {
+            priority: Priority::Background,
+            ..Request::default()
+        };
+        request.clear();
+        assert_eq!(request.priority, Priority::Foreground);
     }
 }

@@ -1,7 +1,7 @@
 //! The directory of a store: made, locked, and the files in it by name.
 //!
-//! `<path>/rank<N>/` holds `lock`, `data`, `log`, for moments `log.new`, and the directory
-//! `scratch`. Files are named relative to the open directory and symbolic links among them are
+//! `<path>/rank<N>/` holds `lock`, `data`, at times `spare`, and, in the first directory of a store,
+//! `log`, for moments `log.new`, and the directory `scratch`. Files are named relative to the open directory and symbolic links among them are
 //! refused, so a store never writes outside of its directory.
 
 use std::ffi::{CStr, CString};
@@ -17,10 +17,11 @@ use crate::base::error::{Error, IoFailure, Result};
 use crate::base::observe::events;
 use crate::base::units::to_u64;
 use crate::io::{Event, StoreCall, Witness, path_of};
-use crate::sys::{self, Errno, FileKind};
+use crate::sys::{self, Errno, FileKind, WriteLife};
 
 const LOCK: &CStr = c"lock";
 pub(crate) const DATA: &CStr = c"data";
+pub(crate) const SPARE: &CStr = c"spare";
 pub(crate) const LOG: &CStr = c"log";
 pub(crate) const NEW_LOG: &CStr = c"log.new";
 const SCRATCH: &CStr = c"scratch";
@@ -139,7 +140,9 @@ impl Directory {
             let path = path_of(&path);
             witness.note_file(file.as_fd(), true, |file| Event::Create { file, path });
         }
-        Ok(StoreFile::new(file, path, role, self.witness.clone()))
+        let file = StoreFile::new(file, path, role, self.witness.clone());
+        file.hint(life_of(role));
+        Ok(file)
     }
 
     /// Opens a file; `None` where there is none.
@@ -148,7 +151,11 @@ impl Directory {
     /// `Corrupt` where something else has its name; `Io`.
     pub(crate) fn open_file(&self, name: &CStr, role: Role) -> Result<Option<StoreFile>> {
         let opened = sys::open_at(self.directory.as_fd(), name, false);
-        regular_file(opened, self.path_of(name), role, self.witness.clone())
+        let file = regular_file(opened, self.path_of(name), role, self.witness.clone())?;
+        if let Some(file) = &file {
+            file.hint(life_of(role));
+        }
+        Ok(file)
     }
 
     /// Removes a file, if there is one.
@@ -232,6 +239,16 @@ impl Directory {
     }
 }
 
+/// How long lives what is written to a file: until the record's next version but one, the next
+/// version, or the log that replaces this one.
+fn life_of(role: Role) -> WriteLife {
+    match role {
+        Role::Data => WriteLife::Medium,
+        Role::Spare => WriteLife::Short,
+        Role::Log | Role::NewLog => WriteLife::Long,
+    }
+}
+
 /// What became of opening one of a store's files; `None` where there is none.
 ///
 /// # Errors
@@ -286,7 +303,7 @@ fn io_error(operation: &'static str, path: &Path, errno: Errno) -> Error {
 }
 
 /// Makes a directory and those above it, each of them synced into the one that holds it.
-fn make_path(path: &Path) -> Result<(), Errno> {
+pub(crate) fn make_path(path: &Path) -> Result<(), Errno> {
     let errno_of = |error: std::io::Error| error.raw_os_error().unwrap_or(libc::EIO);
     let missing: Vec<&Path> = path
         .ancestors()

@@ -18,6 +18,8 @@ mod fuzz;
 mod header;
 pub(crate) mod layout;
 mod log_file;
+mod measure;
+mod places;
 mod reader;
 mod replay;
 mod reservation;
@@ -26,6 +28,7 @@ mod reservation;
     reason = "named after the one type that others use"
 )]
 pub(crate) mod store;
+mod striping;
 mod table;
 pub(crate) mod version;
 
@@ -36,10 +39,13 @@ mod replay_tests;
 #[cfg(test)]
 mod store_tests;
 
+pub(crate) use directory::{c_path, join, make_path, regular_file};
+pub(crate) use file::{Role, StoreFile};
 pub(crate) use fuzz::read_any_log;
 pub use layout::STATES_MAX;
 pub(crate) use layout::{BLOCK_BYTES, Layout, StateSpec};
 pub use reader::{StoreReader, StoredParameter, StoredState};
 pub(crate) use store::Store;
-pub(crate) use table::{NAME_BYTES_MAX, Table, USER_DATA_BYTES_MAX, push_tightly};
-pub(crate) use version::{Version, is_in};
+pub(crate) use striping::{Area, Piece, Striping};
+pub(crate) use table::{NAME_BYTES_MAX, StoredRecord, Table, USER_DATA_BYTES_MAX, push_tightly};
+pub(crate) use version::{DATA_SLOTS, SLOTS, Version, is_in};

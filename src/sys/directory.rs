@@ -42,6 +42,15 @@ pub fn open_at(parent: BorrowedFd<'_>, name: &CStr, create: bool) -> Result<Owne
     file(parent, name, libc::O_RDWR | create)
 }
 
+/// Makes a file called `name` in a directory, with mode 0600 less the umask, and opens it for reading
+/// and writing. Closed on `exec`.
+///
+/// # Errors
+/// As `openat(2)`: `EEXIST` where anything has the name, a symbolic link among them.
+pub fn create_at(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
+    file(parent, name, libc::O_RDWR | libc::O_CREAT | libc::O_EXCL)
+}
+
 /// Opens the file called `name` in a directory for reading only. Closed on `exec`.
 ///
 /// # Errors
@@ -80,6 +89,30 @@ pub fn rename_at(parent: BorrowedFd<'_>, from: &CStr, to: &CStr) -> Result<(), E
     let parent = parent.as_raw_fd();
     // SAFETY: the names end in NUL by their type; the parent is open for the call.
     checked(|| unsafe { libc::renameat(parent, from.as_ptr(), parent, to.as_ptr()) }).map(drop)
+}
+
+/// As [`rename_at`], of anything, unless something has the name `to` already.
+///
+/// KERNEL: renameat2 since 3.15; not every file system knows the flag.
+///
+/// # Errors
+/// As `renameat2(2)`: `EEXIST` where the name is taken, `EINVAL` where the file system cannot.
+pub fn rename_to_new_at(parent: BorrowedFd<'_>, from: &CStr, to: &CStr) -> Result<(), Errno> {
+    let parent = parent.as_raw_fd();
+    let flags = libc::RENAME_NOREPLACE;
+    // SAFETY: the names end in NUL by their type; the parent is open for the call.
+    checked(|| unsafe { libc::renameat2(parent, from.as_ptr(), parent, to.as_ptr(), flags) })
+        .map(drop)
+}
+
+/// Removes the empty directory called `name`.
+///
+/// # Errors
+/// As `unlinkat(2)` with `AT_REMOVEDIR`: `ENOTEMPTY`; `ENOTDIR` where it is something else.
+pub fn remove_directory_at(parent: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
+    let (parent, flags) = (parent.as_raw_fd(), libc::AT_REMOVEDIR);
+    // SAFETY: the name ends in NUL by its type; the parent is open for the call.
+    checked(|| unsafe { libc::unlinkat(parent, name.as_ptr(), flags) }).map(drop)
 }
 
 /// Takes the name `name` away from a file.
@@ -152,12 +185,25 @@ mod tests {
             open_at(inner.as_fd(), c"a", false).err(),
             Some(libc::ENOENT)
         );
-        open_at(inner.as_fd(), c"a", true).unwrap();
+        create_at(inner.as_fd(), c"a").unwrap();
+        assert_eq!(create_at(inner.as_fd(), c"a").err(), Some(libc::EEXIST));
         open_at(inner.as_fd(), c"b", true).unwrap();
         rename_at(inner.as_fd(), c"a", c"b").unwrap();
         assert_eq!(names_in(inner.as_fd()), Ok(vec![c"b".to_owned()]));
         // Reading the names does not use the directory up.
         assert_eq!(names_in(inner.as_fd()).unwrap().len(), 1);
+        assert_eq!(rename_to_new_at(top.as_fd(), c"inner", c"new"), Ok(()));
+        make_directory_at(top.as_fd(), c"inner").unwrap();
+        assert_eq!(
+            rename_to_new_at(top.as_fd(), c"new", c"inner"),
+            Err(libc::EEXIST)
+        );
+        assert_eq!(remove_directory_at(top.as_fd(), c"inner"), Ok(()));
+        assert_eq!(
+            remove_directory_at(top.as_fd(), c"new"),
+            Err(libc::ENOTEMPTY)
+        );
+        rename_to_new_at(top.as_fd(), c"new", c"inner").unwrap();
         unlink_at(inner.as_fd(), c"b").unwrap();
         assert_eq!(unlink_at(inner.as_fd(), c"b"), Err(libc::ENOENT));
         assert_eq!(unlink_at(top.as_fd(), c"inner"), Err(libc::EISDIR));

@@ -168,3 +168,9 @@ pub fn skip(feature: &str, reason: &str) {
     );
     println!("skipped ({feature}): {reason}");
 }
+
+/// How long a test goes on that could go on for ever: `TSW_TEST_SECONDS`, or a moment.
+pub fn duration() -> Duration {
+    let told = std::env::var("TSW_TEST_SECONDS").ok();
+    Duration::from_secs(told.and_then(|text| text.parse().ok()).unwrap_or(2))
+}

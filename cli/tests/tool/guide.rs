@@ -15,9 +15,10 @@ fn every_listing_of_the_guide_runs() {
         .filter(|listing| listing.language == "sh")
         .map(|listing| listing.text)
         .collect();
-    assert_eq!(listings.len(), 6);
+    assert_eq!(listings.len(), 7);
     let place = place();
     store(&place.path().join("run"));
+    snapshots(&place.path().join("snap"));
     let tool = Path::new(env!("CARGO_BIN_EXE_tensorswap"))
         .parent()
         .unwrap();
@@ -40,6 +41,8 @@ fn every_listing_of_the_guide_runs() {
         "doctor.json",
         "doctor.txt",
         "run",
+        "snap",
+        "snap3",
         "store.json",
         "tensorswap-tune.html",
         "tensorswap.json",

@@ -19,18 +19,6 @@ fn contents(store: &Path) -> Vec<(String, Vec<u8>, std::time::SystemTime)> {
         .collect()
 }
 
-/// CRC-32C, bit by bit, from its definition.
-fn crc32c(bytes: &[u8]) -> u32 {
-    let mut crc = u32::MAX;
-    for byte in bytes {
-        crc ^= u32::from(*byte);
-        for _ in 0..8 {
-            crc = (crc >> 1) ^ (0x82f6_3b78 & 0u32.wrapping_sub(crc & 1));
-        }
-    }
-    !crc
-}
-
 #[test]
 fn all_that_a_store_records_is_told_and_nothing_is_changed() {
     let place = place();
@@ -188,11 +176,11 @@ fn what_is_no_readable_store_is_said_in_one_line() {
     let write = |bytes: &[u8]| std::fs::write(store.join("log"), bytes).unwrap();
     // A version that is not known yet, whole otherwise.
     let mut newer = log.clone();
-    newer[8] = 2;
+    newer[8] = 3;
     let crc = crc32c(&newer[..60]);
     newer[60..64].copy_from_slice(&crc.to_le_bytes());
     write(&newer);
-    run(&["inspect", path]).refused(3, "log is in version 2 of the format; this build knows 1");
+    run(&["inspect", path]).refused(3, "log is in version 3 of the format; this build knows 2");
     let mut damaged = log.clone();
     damaged[80] ^= 4;
     write(&damaged);

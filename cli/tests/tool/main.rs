@@ -17,6 +17,7 @@ mod listings;
 mod man;
 mod plan;
 mod readme;
+mod reshard;
 mod support;
 mod terminal;
 mod tune;

@@ -1,0 +1,104 @@
+//! How fast the places of a store are, measured with a file of its own in each.
+//!
+//! For weights, only the ratios count. A place is written, read, and written and read at once, each
+//! for a tenth of a second, because that is what a step does to it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::places::Directories;
+use crate::base::dtype::Dtype;
+use crate::base::error::{Error, Result};
+use crate::base::units::{MIB, to_u64, to_usize};
+use crate::io::{Direction, Engine, KEEP_LENGTH, Priority, Tensor, Waiting};
+use crate::memory::Buffer;
+use std::ffi::CStr;
+
+const PROBE: &CStr = c"probe";
+/// Length of the file that is measured with. One half is read while the other one is written.
+const PROBE_BYTES: u64 = 64 * MIB;
+const PART_BYTES: u64 = 4 * MIB;
+/// How long each kind of transfer is measured.
+const MEASURED: Duration = Duration::from_millis(100);
+
+/// How fast each directory is, relative to the others. Takes some hundred milliseconds for each.
+///
+/// # Errors
+/// What kept one from being written or read; `NoMemory`.
+pub(crate) fn shares_of(engine: &Engine, directories: &Directories) -> Result<Vec<f64>> {
+    let memory = engine.allocate_buffer(PROBE_BYTES)?;
+    let mut shares = Vec::new();
+    for directory in directories.iter() {
+        // Nothing follows a link that somebody may have put there.
+        directory.remove(PROBE)?;
+        let share = measure(engine, &memory, &directory.path_of(PROBE));
+        directory.remove(PROBE)?;
+        shares.push(share?);
+    }
+    Ok(shares)
+}
+
+/// How often a file is written, read, and both, in a second.
+fn measure(engine: &Engine, memory: &Buffer, path: &CStr) -> Result<f64> {
+    use Direction::{In, Out};
+    let (first, second) = (0..PROBE_BYTES / 2, PROBE_BYTES / 2..PROBE_BYTES);
+    let parts = |range: &std::ops::Range<u64>| -> Result<Vec<Tensor>> {
+        let starts = range
+            .clone()
+            .step_by(usize::try_from(PART_BYTES).unwrap_or(1));
+        starts.map(|start| part(memory, start)).collect()
+    };
+    let (first, second) = (parts(&first)?, parts(&second)?);
+    let all = [first.clone(), second.clone()].concat();
+    // Blocks that exist are what a store writes; the first pass makes them.
+    run(engine, path, &[(Out, &all)])?;
+    let passes: [&[(Direction, &[Tensor])]; 3] = [
+        &[(Out, &all)],
+        &[(In, &all)],
+        &[(Out, &first), (In, &second)],
+    ];
+    let mut seconds = 0.0;
+    for pass in passes {
+        let (started, mut count) = (Instant::now(), 0.0);
+        while started.elapsed() < MEASURED {
+            run(engine, path, pass)?;
+            count += 1.0;
+        }
+        // Each kind counts the same, however many passes it took.
+        seconds += started.elapsed().as_secs_f64() / count;
+    }
+    Ok(1.0 / seconds)
+}
+
+/// Moves lists of parts at once.
+fn run(engine: &Engine, path: &CStr, lists: &[(Direction, &[Tensor])]) -> Result<()> {
+    let mut begun: Vec<Arc<Waiting>> = Vec::new();
+    let mut outcome = Ok(());
+    for (direction, tensors) in lists {
+        let waiting: Arc<Waiting> = Arc::default();
+        let paths = vec![path; tensors.len()];
+        match waiting.begin(engine, *direction, Priority::Foreground, tensors, &paths) {
+            Ok(()) => begun.push(waiting),
+            Err(error) => outcome = outcome.and(Err(error)),
+        }
+    }
+    for waiting in begun {
+        outcome = outcome.and(waiting.end());
+    }
+    outcome
+}
+
+fn part(memory: &Buffer, start: u64) -> Result<Tensor> {
+    let range = memory
+        .range()
+        .slice(to_usize(start)?, to_usize(PART_BYTES)?)
+        .ok_or_else(|| Error::Internal("a part lies outside of its buffer".to_owned()))?;
+    Ok(Tensor {
+        memory: range,
+        numel: to_u64(range.len()),
+        dtype: Dtype::Bytes,
+        flags: KEEP_LENGTH,
+        file_offset: start,
+        user_tag: 0,
+    })
+}
