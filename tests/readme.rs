@@ -9,17 +9,16 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The code blocks of a document in one language.
+use common::listings::{links, listings};
+use common::programs::{self, Checked, Linked};
+
+/// The listings of a document in one language.
 fn blocks(document: &str, language: &str) -> Vec<String> {
     let text = std::fs::read_to_string(common::root().join(document)).unwrap();
-    text.split("```")
-        .skip(1)
-        .step_by(2)
-        .filter_map(|block| {
-            block
-                .strip_prefix(&format!("{language}\n"))
-                .map(str::to_owned)
-        })
+    let found = listings(&text).into_iter();
+    found
+        .filter(|listing| listing.language == language)
+        .map(|listing| listing.text)
         .collect()
 }
 
@@ -27,20 +26,9 @@ fn blocks(document: &str, language: &str) -> Vec<String> {
 fn compiled(program: &str, directory: &Path, lines_max: usize) -> PathBuf {
     let lines = program.lines().count();
     assert!(lines <= lines_max, "the program has {lines} lines");
-    let source = directory.join("program.c");
+    let (source, executable) = (directory.join("program.c"), directory.join("program"));
     std::fs::write(&source, program).unwrap();
-    let library = common::libraries().shared.parent().unwrap();
-    let executable = directory.join("program");
-    let mut compile = common::compiler(false);
-    compile
-        .args(["-std=c11", "-Wall", "-Wextra", "-Werror"])
-        .arg(&source)
-        .arg(format!("-I{}", common::root().join("include").display()))
-        .arg(format!("-L{}", library.display()))
-        .arg(format!("-Wl,-rpath,{}", library.display()))
-        .args(["-ltensorswap", "-o"])
-        .arg(&executable);
-    common::run(&mut compile);
+    programs::build(&source, &executable, Linked::Shared, Checked::Plain);
     executable
 }
 
@@ -69,28 +57,10 @@ fn the_program_that_writes_for_prometheus_runs() {
     assert!(output.contains("# TYPE tensorswap_"), "{output}");
 }
 
-/// The example that trains, compiled.
-fn trainer(directory: &Path) -> PathBuf {
-    let program = directory.join("train_adam");
-    let root = common::root();
-    let mut compile = common::compiler(false);
-    let library = common::libraries().shared.parent().unwrap();
-    compile
-        .args(["-std=c11", "-O1", "-pthread"])
-        .arg(root.join("examples_c/train_adam.c"))
-        .arg(format!("-I{}", root.join("include").display()))
-        .arg(format!("-L{}", library.display()))
-        .arg(format!("-Wl,-rpath,{}", library.display()))
-        .args(["-ltensorswap", "-lm", "-o"])
-        .arg(&program);
-    common::run(&mut compile);
-    program
-}
-
 #[test]
 fn the_command_that_draws_a_timeline_runs() {
     let directory = common::directory();
-    let program = trainer(directory.path());
+    let program = programs::example("train_adam.c", directory.path());
     let root = common::root();
     let listing = blocks("docs/OBSERVING.md", "sh").remove(0);
     let mut words = listing.split_whitespace();
@@ -123,6 +93,9 @@ fn the_command_that_draws_a_timeline_runs() {
 
 #[test]
 fn a_training_goes_on_with_another_number_of_ranks_and_ends_with_the_same_bits() {
+    let Some(tool) = common::tool() else {
+        return println!("skipped: the command line tool is not built: cargo test does");
+    };
     let directory = common::directory();
     let listing = blocks("README.md", "sh")
         .into_iter()
@@ -130,7 +103,7 @@ fn a_training_goes_on_with_another_number_of_ranks_and_ends_with_the_same_bits()
         .unwrap();
     // A smaller model, and a shorter text, than a reader would have.
     let root = common::root();
-    let program = trainer(directory.path());
+    let program = programs::example("train_adam.c", directory.path());
     let build = directory.path().join("examples_c/build");
     std::fs::create_dir_all(&build).unwrap();
     let script = format!(
@@ -141,7 +114,6 @@ fn a_training_goes_on_with_another_number_of_ranks_and_ends_with_the_same_bits()
     let path = build.join("train_adam");
     std::fs::write(&path, script).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let tool = common::tool();
     let paths = format!(
         "{}:{}",
         tool.parent().unwrap().display(),
@@ -173,14 +145,8 @@ fn the_files_that_documents_link_to_exist() {
     let mut count = 0;
     for document in documents {
         let text = std::fs::read_to_string(&document).unwrap();
-        // Not in listings, where a lambda looks like a link.
-        let links = text
-            .split("```")
-            .step_by(2)
-            .flat_map(|prose| prose.split("](").skip(1))
-            .filter_map(|rest| rest.split([')', '#']).next())
-            .filter(|link| !link.starts_with("http") && !link.is_empty());
-        for link in links {
+        let links = links(&text).into_iter();
+        for link in links.filter(|link| !link.starts_with("http")) {
             count += 1;
             let target = document.parent().unwrap().join(link);
             assert!(target.exists(), "{} links to {link}", document.display());
