@@ -992,8 +992,8 @@ impl World {
         let step = self.optimizer().step_number();
         assert!(step >= durable || self.is_lied_to(), "{step} < {durable}");
         let found = self.optimizer().parameters_len();
-        for id in self.known[..found].to_vec() {
-            self.attach(id);
+        for index in 0..found {
+            self.attach(self.known[index]);
         }
         let mut values = BTreeMap::new();
         for id in self.attached.clone() {
