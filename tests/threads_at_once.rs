@@ -301,6 +301,8 @@ fn at_once(backend: &str, gradients: &str) {
         // Only what was prefetched is still held.
         let _ = shared.optimizer.release_state(id);
     }
+    // What was swapped out one by one counts as a step with the next commit.
+    shared.optimizer.commit().unwrap();
     step(
         &shared.optimizer,
         &mut as_found(&shared.optimizer, model),
