@@ -1,8 +1,6 @@
 //! States in files that others read and write.
 
-use std::ffi::{CStr, OsStr, c_char};
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::ffi::c_char;
 
 use super::guard::{self, Failure, Outcome};
 use super::list;
@@ -42,7 +40,7 @@ pub unsafe extern "C" fn tsw_optimizer_export_safetensors(
     // SAFETY: the caller's handle and text.
     unsafe {
         guard::with(optimizer.cast_const(), |optimizer| {
-            let file = path_of(text::input(file, "file")?);
+            let file = text::path_input(file, "file")?;
             Ok(optimizer
                 .optimizer
                 .export_safetensors(file, shard_bytes_max)?)
@@ -79,7 +77,7 @@ pub unsafe extern "C" fn tsw_optimizer_initialize_from_safetensors(
     // SAFETY: the caller's handle, text and lists.
     unsafe {
         guard::with(optimizer.cast_const(), |optimizer| {
-            let file = path_of(text::input(file, "file")?);
+            let file = text::path_input(file, "file")?;
             let ids = list::numbers(ids, "ids", count)?;
             let names = checked_names(names, count)?;
             Ok(optimizer
@@ -87,10 +85,6 @@ pub unsafe extern "C" fn tsw_optimizer_initialize_from_safetensors(
                 .initialize_from_safetensors(file, ids, &names)?)
         })
     }
-}
-
-fn path_of(text: &CStr) -> &Path {
-    Path::new(OsStr::from_bytes(text.to_bytes()))
 }
 
 /// Checks a caller's names, each of which, or all, may be NULL.

@@ -91,16 +91,6 @@ pub fn rename_at(parent: BorrowedFd<'_>, from: &CStr, to: &CStr) -> Result<(), E
     checked(|| unsafe { libc::renameat(parent, from.as_ptr(), parent, to.as_ptr()) }).map(drop)
 }
 
-/// As [`rename_at`], of anything, unless something has the name `to` already.
-///
-/// KERNEL: renameat2 since 3.15; not every file system knows the flag.
-///
-/// # Errors
-/// As `renameat2(2)`: `EEXIST` where the name is taken, `EINVAL` where the file system cannot.
-pub fn rename_to_new_at(parent: BorrowedFd<'_>, from: &CStr, to: &CStr) -> Result<(), Errno> {
-    move_with(parent, from, parent, to, libc::RENAME_NOREPLACE)
-}
-
 /// Gives what is called `from` in one directory the name `to` in another one, on the same file
 /// system. Anything but a directory that is not empty goes.
 ///
@@ -230,17 +220,21 @@ mod tests {
         assert_eq!(names_in(inner.as_fd()), Ok(vec![c"b".to_owned()]));
         // Reading the names does not use the directory up.
         assert_eq!(names_in(inner.as_fd()).unwrap().len(), 1);
-        assert_eq!(rename_to_new_at(top.as_fd(), c"inner", c"new"), Ok(()));
+        assert_eq!(rename_at(top.as_fd(), c"inner", c"new"), Ok(()));
         make_directory_at(top.as_fd(), c"inner").unwrap();
         assert_eq!(
-            rename_to_new_at(top.as_fd(), c"new", c"inner"),
-            Err(libc::EEXIST)
+            rename_at(top.as_fd(), c"inner", c"new"),
+            Err(libc::ENOTEMPTY)
         );
         assert_eq!(remove_directory_at(top.as_fd(), c"inner"), Ok(()));
         assert_eq!(
             remove_directory_at(top.as_fd(), c"new"),
             Err(libc::ENOTEMPTY)
         );
+        // An empty one is replaced.
+        make_directory_at(top.as_fd(), c"inner").unwrap();
+        rename_at(top.as_fd(), c"new", c"inner").unwrap();
+        rename_at(top.as_fd(), c"inner", c"new").unwrap();
         exchange_at(top.as_fd(), c"new", top.as_fd(), c"other").unwrap_err();
         move_at(inner.as_fd(), c"b", top.as_fd(), c"c").unwrap();
         exchange_at(top.as_fd(), c"c", top.as_fd(), c"new").unwrap();
