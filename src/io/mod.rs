@@ -27,6 +27,7 @@ mod witness;
 pub use backend::fault::FaultPlan;
 pub use engine::Engine;
 pub(crate) use metrics::{Metric, Metrics};
+pub(crate) use storage::FileIdentity;
 pub use stats::{DeviceStats, DirectionStats, EngineStats};
 pub(crate) use tensor::KEEP_LENGTH;
 pub use tensor::Tensor;
