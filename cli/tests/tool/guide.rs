@@ -14,7 +14,7 @@ fn every_listing_of_the_guide_runs() {
         .skip(1)
         .map(|rest| rest.split("```").next().unwrap())
         .collect();
-    assert_eq!(listings.len(), 7);
+    assert_eq!(listings.len(), 8);
     let place = place();
     store(&place.path().join("run"));
     snapshots(&place.path().join("snap"));
