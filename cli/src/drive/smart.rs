@@ -12,6 +12,7 @@ use crate::failure::words_of;
 
 /// Length of the page.
 const PAGE_BYTES: usize = 512;
+const PAGE_LEN: u32 = 512;
 /// NVM Express Base Specification: data units are counted in thousands of 512 bytes.
 const DATA_UNIT_BYTES: u128 = 512_000;
 /// `Get Log Page`, an admin command.
@@ -53,8 +54,8 @@ fn drive_of(place: &Path) -> Result<String, String> {
     let node = format!("/sys/dev/block/{major}:{minor}");
     let node = std::fs::canonicalize(node)
         .map_err(|_| "its file system does not say on which drive it lies".to_owned())?;
-    let found = node.iter().filter_map(|name| name.to_str());
-    let found = found.into_iter().find(|name| is_nvme(name));
+    let mut names = node.iter().filter_map(|name| name.to_str());
+    let found = names.find(|name| is_nvme(name));
     found.map(str::to_owned).ok_or_else(|| {
         let name = node.file_name().unwrap_or_default().to_string_lossy();
         format!("{name} is no NVMe drive, or hides those that it is made of")
@@ -93,16 +94,9 @@ fn health_page(device: &File) -> Result<[u8; PAGE_BYTES], Error> {
         opcode: GET_LOG_PAGE,
         namespace: ALL_NAMESPACES,
         address: page.as_mut_ptr().expose_provenance() as u64,
-        data_len: PAGE_BYTES as u32,
+        data_len: PAGE_LEN,
         // The length in words of 4 bytes, less one, lies above the number of the page.
-        words_10_to_15: [
-            HEALTH_PAGE | (PAGE_BYTES as u32 / 4 - 1) << 16,
-            0,
-            0,
-            0,
-            0,
-            0,
-        ],
+        words_10_to_15: [HEALTH_PAGE | (PAGE_LEN / 4 - 1) << 16, 0, 0, 0, 0, 0],
         ..AdminCommand::default()
     };
     // SAFETY: the kernel reads and writes the one structure that the request is defined for, and
@@ -158,7 +152,7 @@ mod tests {
     fn the_command_has_the_layout_of_the_kernel_and_its_length_is_in_the_request() {
         let len = std::mem::size_of::<AdminCommand>();
         assert_eq!(len, 72);
-        assert_eq!(ADMIN_COMMAND as u32 >> 16 & 0x3fff, len as u32);
+        assert_eq!(ADMIN_COMMAND >> 16 & 0x3fff, 72);
         assert_eq!(std::mem::offset_of!(AdminCommand, address), 24);
         assert_eq!(std::mem::offset_of!(AdminCommand, words_10_to_15), 40);
     }
