@@ -13,7 +13,9 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     for key in keys() {
         let text = config.get(key.name).expect("a key in the table");
         let mut again = config.clone();
-        again.set(key.name, &text).expect("a value in its normal form");
+        again
+            .set(key.name, &text)
+            .expect("a value in its normal form");
         assert_eq!(again.get(key.name), Some(text));
         if let Kind::Size(bounds) | Kind::Count(bounds) = key.kind {
             let number = config.number(key.name).expect("a number");
