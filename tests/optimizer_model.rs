@@ -9,7 +9,6 @@
 #![allow(
     clippy::unwrap_used,
     clippy::cast_possible_truncation,
-    clippy::print_stderr,
     clippy::print_stdout,
     reason = "a test"
 )]
@@ -20,7 +19,6 @@ mod training;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
 
 use fuse::Mount;
@@ -1206,22 +1204,16 @@ struct Outcome {
 fn run(seed: u64, backend: &'static str, mount: Option<Mount>) -> Outcome {
     let mut world = World::new(seed, backend, mount);
     let calls = number("TSW_TEST_CALLS").map_or(CALLS, |calls| calls as usize);
-    let outcome = catch_unwind(AssertUnwindSafe(|| {
-        (0..calls).for_each(|_| world.call());
-        world.reopen();
-    }));
-    if let Err(panic) = outcome {
-        eprintln!(
-            "{backend}: seed {seed} failed after {} calls",
-            world.log.len()
-        );
-        eprintln!("{}", world.log[0]);
-        let tail = world.log.len().saturating_sub(30).max(1);
-        world.log[tail..]
-            .iter()
-            .for_each(|line| eprintln!("    {line}"));
-        resume_unwind(panic);
-    }
+    let what = format!("{backend}: seed {seed}");
+    trial(
+        &what,
+        &mut world,
+        |world| &world.log,
+        |world| {
+            (0..calls).for_each(|_| world.call());
+            world.reopen();
+        },
+    );
     let struck = world.mount.as_mut().map_or_else(Vec::new, Mount::struck);
     Outcome {
         struck: struck.into_iter().collect(),

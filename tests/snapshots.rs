@@ -194,7 +194,7 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
     let mut run = Run::new(engine(&[]), &F32, &[]);
     run.step();
     let refused = |run: &Run, name: &str| run.snapshot(name).unwrap_err();
-    fs::create_dir(run.path("taken")).unwrap();
+    fs::create_dir_all(run.path("taken/own")).unwrap();
     std::os::unix::fs::symlink("nowhere", run.path("link")).unwrap();
     fs::write(run.path("file"), b"mine").unwrap();
     for name in ["taken", "link", "file"] {

@@ -11,7 +11,7 @@ use super::ticket::tsw_ticket;
 /// Start a snapshot: a copy of the step that was committed last, in a directory of its own.
 ///
 /// It holds all states of all parameters, the step's number and the user data, independent of rank
-/// and directories, and verifiable by itself. `directory` must not exist; those above it are made. It
+/// and directories, and verifiable by itself. `directory` must not exist, or be empty; those above it are made. It
 /// appears there whole, by one rename, or not at all. This waits for a commit that is under way, and
 /// returns then; the ticket is one of the engine's: wait for it, ask for its progress, cancel it.
 /// Training goes on meanwhile: the copy has low priority, and what is written goes elsewhere (the
@@ -24,7 +24,7 @@ use super::ticket::tsw_ticket;
 /// same.
 /// Threads: one at a time for each optimizer.
 /// Errors: INVALID_ARGUMENT where nothing was committed yet, or for a path that does not end in a
-/// name; IO with EEXIST where there is something of that name; NO_SPACE naming the bytes needed;
+/// name; IO with EEXIST where there is something else of that name; NO_SPACE naming the bytes needed;
 /// LOCKED where somebody else is making the same one; BUSY while another one is being made, and with
 /// `tickets_max` tickets alive; UNSUPPORTED with the memory backend; NULL_ARGUMENT. `*ticket_out` is
 /// then 0. The ticket ends with CHECKSUM where a parameter is not what was written, with CANCELLED,

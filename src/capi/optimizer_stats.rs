@@ -191,3 +191,23 @@ pub unsafe extern "C" fn tsw_optimizer_get_timer(
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::config::Config;
+    use crate::io::Engine;
+    use crate::optimizer::Optimizer;
+
+    #[test]
+    fn c_knows_every_timer_by_its_name() {
+        let mut config = Config::new();
+        config.set("backend", "memory").unwrap();
+        config.set("path", "/nowhere").unwrap();
+        let engine = Engine::new(&config).unwrap();
+        let optimizer = Optimizer::new(&engine, &config).unwrap();
+        let known: Vec<Name> = optimizer.timers().map(|(text, _)| name(text)).collect();
+        assert_eq!(known.len(), TIMERS.len());
+        assert!(known.iter().all(|name| TIMERS.contains(name)));
+    }
+}

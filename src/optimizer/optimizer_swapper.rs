@@ -231,6 +231,7 @@ impl Optimizer {
                 record.attached = true;
             }
             None => {
+                self.shared.store.follow_drives(&self.shared.engine)?;
                 let index = self.shared.store.add_record(id, name, numel)?;
                 let stored = self.shared.store.record(index);
                 let offset = stored.map(|stored| stored.offset).ok_or_else(|| {

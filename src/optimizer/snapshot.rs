@@ -45,7 +45,7 @@ impl Optimizer {
     /// # Errors
     /// `InvalidArgument` where nothing was committed, or for a path without a name at its end;
     /// `Busy` while another snapshot is being made, and without a free ticket; `Io`: `EEXIST` where
-    /// something has the name already, `ENOSPC` naming the file and the bytes needed; `Locked` where
+    /// something other than an empty directory has the name, `ENOSPC` naming the file and the bytes needed; `Locked` where
     /// another process is making it. The ticket ends with `Checksum` where a record is not what
     /// was written, with `Io`, or with `Cancelled`, also when the optimizer is dropped.
     pub fn snapshot(&self, directory: &Path) -> Result<Ticket> {

@@ -90,7 +90,8 @@ impl Optimizer {
             .map(|(_, timer)| timer)
     }
 
-    fn timers(&self) -> impl Iterator<Item = (&'static str, TimerSnapshot)> {
+    /// Every timer, for the list of their names in C.
+    pub(crate) fn timers(&self) -> impl Iterator<Item = (&'static str, TimerSnapshot)> {
         let gradients = self.gradients.timers();
         self.shared.figures.timers().chain([
             ("swap_out_gradient", gradients.swap_out_gradient.snapshot()),

@@ -227,7 +227,7 @@ impl Manifest {
         };
         let end = start
             .checked_add(round_up(len_bytes, BLOCK_BYTES))
-            .filter(|end| *end <= self.data_bytes && start % BLOCK_BYTES == 0);
+            .filter(|end| *end <= self.data_bytes && start.is_multiple_of(BLOCK_BYTES));
         match end {
             Some(end) => Ok(Some(start..end)),
             None => Err(format!("no state of {len_bytes} bytes can lie at {start}")),

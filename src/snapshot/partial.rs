@@ -35,7 +35,7 @@ impl PartialDirectory {
     /// Makes it, and the directories above it.
     ///
     /// # Errors
-    /// `Io`: `EEXIST` where something is called `directory` already; `Locked` where somebody else
+    /// `Io`: `EEXIST` where something other than an empty directory is called `directory`; `Locked` where somebody else
     /// is making it; `InvalidArgument` for a path that does not end in a name.
     pub(super) fn create(directory: &Path) -> Result<PartialDirectory> {
         let name = directory.file_name().ok_or_else(|| {
@@ -98,16 +98,13 @@ impl PartialDirectory {
         let own_path = self.path();
         sys::sync(self.directory.as_fd()).map_err(|errno| failed("sync", &own_path, errno))?;
         let (parent, from, to) = (self.parent.as_fd(), &self.partial_name, &self.name);
-        match sys::rename_to_new_at(parent, from, to) {
-            Err(libc::EINVAL | libc::ENOSYS) => {
-                // A rename goes over an empty directory. Where nothing can rule that out, it is
-                // looked for; files and directories that hold something refuse by themselves.
-                refuse_existing(&self.parent, &self.parent_path, &self.name)?;
-                sys::rename_at(parent, from, to)
+        // KERNEL: rename(2): a directory goes over nothing but an empty directory.
+        sys::rename_at(parent, from, to).map_err(|errno| match errno {
+            libc::ENOTEMPTY | libc::ENOTDIR | libc::EEXIST => {
+                failed("rename", &own_path, libc::EEXIST)
             }
-            done => done,
-        }
-        .map_err(|errno| failed("rename", &own_path, errno))?;
+            errno => failed("rename", &own_path, errno),
+        })?;
         self.is_published = true;
         sys::sync(self.parent.as_fd()).map_err(|errno| failed("sync", &self.parent_path, errno))
     }
@@ -128,10 +125,13 @@ impl Drop for PartialDirectory {
     }
 }
 
+/// Refuses a name that somebody has, but for an empty directory.
 fn refuse_existing(parent: &OwnedFd, parent_path: &CStr, name: &CStr) -> Result<()> {
-    let errno = match sys::stat_at(parent.as_fd(), name) {
+    let names = |directory: OwnedFd| sys::names_in(directory.as_fd());
+    let errno = match sys::open_directory_at(parent.as_fd(), name).and_then(names) {
         Err(libc::ENOENT) => return Ok(()),
-        Ok(_) => libc::EEXIST,
+        Ok(names) if names.is_empty() => return Ok(()),
+        Ok(_) | Err(libc::ENOTDIR | libc::ELOOP) => libc::EEXIST,
         Err(errno) => errno,
     };
     let path = join(parent_path, name);

@@ -65,8 +65,7 @@ impl Plan {
                 options.ranks_count
             )));
         }
-        let disagreeing = sources.iter().enumerate().skip(1);
-        for (rank, source) in disagreeing {
+        for (rank, source) in sources.iter().enumerate().skip(1) {
             agree(first, source, rank)?;
         }
         let target = Manifest {

@@ -247,11 +247,11 @@ fn what_is_in_place_of_a_file_is_never_followed() {
 fn nothing_is_made_over_what_is_there() {
     let place = place();
     let at = |name: &str| place.path().join(name);
-    std::fs::create_dir(at("empty")).unwrap();
+    std::fs::create_dir_all(at("full/of")).unwrap();
     std::fs::write(at("file"), b"kept").unwrap();
     symlink("nowhere", at("dangling")).unwrap();
     made(&at("snap"));
-    for name in ["empty", "file", "dangling", "snap"] {
+    for name in ["full", "file", "dangling", "snap"] {
         let error = SnapshotWriter::create(&at(name), 4096).unwrap_err();
         assert_eq!(error.os_error(), libc::EEXIST, "{name}: {error}");
         assert!(error.to_string().contains(name), "{error}");
@@ -259,11 +259,15 @@ fn nothing_is_made_over_what_is_there() {
     }
     // And what comes to be there meanwhile stays.
     let (writer, manifest) = begun(&at("late"));
-    std::fs::create_dir(at("late")).unwrap();
+    std::fs::create_dir_all(at("late/own")).unwrap();
     let error = writer.publish(&manifest).unwrap_err();
     assert_eq!(error.os_error(), libc::EEXIST, "{error}");
-    assert_eq!(names_in(&at("late")), [""; 0]);
+    assert_eq!(names_in(&at("late")), ["own"]);
     assert!(!at("late.partial").exists());
+    // An empty directory holds nothing that could be lost.
+    std::fs::create_dir(at("empty")).unwrap();
+    made(&at("empty"));
+    Snapshot::open(&at("empty")).unwrap();
 }
 
 #[test]

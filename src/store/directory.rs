@@ -114,6 +114,12 @@ impl Directory {
         &self.path
     }
 
+    /// The device that it is on, where that can be told.
+    pub(crate) fn device(&self) -> Option<u64> {
+        let status = sys::fstat(self.directory.as_fd()).ok()?;
+        Some(status.identity.device)
+    }
+
     /// Lets others have the directory; nothing in it is used any more.
     pub(crate) fn unlock(&self) {
         self.lock.release();

@@ -6,10 +6,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::directory::Directory;
 use super::places::Directories;
 use crate::base::dtype::Dtype;
 use crate::base::error::{Error, Result};
-use crate::base::units::{MIB, to_u64, to_usize};
+use crate::base::units::{GIB, KIB, MIB, to_u64, to_usize};
 use crate::io::{Direction, Engine, KEEP_LENGTH, Priority, Tensor, Waiting};
 use crate::memory::Buffer;
 use std::ffi::CStr;
@@ -20,6 +21,10 @@ const PROBE_BYTES: u64 = 64 * MIB;
 const PART_BYTES: u64 = 4 * MIB;
 /// How long each kind of transfer is measured.
 const MEASURED: Duration = Duration::from_millis(100);
+/// What a drive must have moved for its bandwidth to be known.
+const ACHIEVED_BYTES_MIN: u64 = GIB;
+/// Weights stay as they are where no share is off by more than this part of it.
+const FAR: f64 = 0.25;
 
 /// How fast each directory is, relative to the others. Takes some hundred milliseconds for each.
 ///
@@ -36,6 +41,31 @@ pub(crate) fn shares_of(engine: &Engine, directories: &Directories) -> Result<Ve
         shares.push(share?);
     }
     Ok(shares)
+}
+
+/// What the drives have achieved so far, relative to each other; `None` until each of them has moved
+/// enough to tell.
+pub(crate) fn achieved_shares(engine: &Engine, directories: &Directories) -> Option<Vec<f64>> {
+    let devices = engine.devices();
+    let share_of = |directory: &Directory| {
+        let device = directory.device()?;
+        let figures = devices.iter().find(|figures| figures.device == device)?;
+        let moved_bytes = figures.read_bytes + figures.written_bytes;
+        let seconds = figures.busy.as_secs_f64();
+        // Exact up to 2^53.
+        (moved_bytes >= ACHIEVED_BYTES_MIN && seconds > 0.0)
+            .then(|| (moved_bytes / KIB) as f64 / seconds)
+    };
+    directories.iter().map(share_of).collect()
+}
+
+/// Whether a place's share by weights is farther from what it achieves than measuring is exact.
+pub(crate) fn is_far(weights: &[u32], shares: &[f64]) -> bool {
+    let (dealt, achieved) = (weights.iter().sum::<u32>(), shares.iter().sum::<f64>());
+    weights.iter().zip(shares).any(|(weight, share)| {
+        let (weight, share) = (f64::from(*weight) / f64::from(dealt), share / achieved);
+        (weight - share).abs() > FAR * share
+    })
 }
 
 /// How often a file is written, read, and both, in a second.
@@ -101,4 +131,18 @@ fn part(memory: &Buffer, start: u64) -> Result<Tensor> {
         file_offset: start,
         user_tag: 0,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_are_far_from_shares_that_differ_by_more_than_a_quarter() {
+        assert!(!is_far(&[1, 1], &[5.0, 5.0]));
+        assert!(!is_far(&[1, 1], &[5.0, 6.0]));
+        assert!(is_far(&[1, 1], &[5.0, 10.0]));
+        assert!(is_far(&[1, 2], &[5.0, 5.0]));
+        assert!(!is_far(&[1, 2], &[5.0, 10.5]));
+    }
 }

@@ -48,4 +48,4 @@ pub use reader::{StoreReader, StoredParameter, StoredState};
 pub(crate) use store::Store;
 pub(crate) use striping::{Area, Piece, Striping};
 pub(crate) use table::{NAME_BYTES_MAX, StoredRecord, Table, USER_DATA_BYTES_MAX, push_tightly};
-pub(crate) use version::{DATA_SLOTS, SLOTS, Version};
+pub(crate) use version::{DATA_SLOTS, SLOTS, Version, is_in};

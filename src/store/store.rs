@@ -9,7 +9,7 @@ use super::directory::{DATA, LOG, NEW_LOG, SPARE, join, rank_path};
 use super::entry::Identity;
 use super::file::StoreFile;
 use super::log_file::{Log, open_log};
-use super::measure::shares_of;
+use super::measure::{achieved_shares, is_far, shares_of};
 use super::places::{Directories, PlaceFile, sync_all};
 use super::striping::{Area, Striping, weights_of};
 use super::table::{RecordIndex, StoredRecord, Table};
@@ -72,6 +72,8 @@ fn identities_of(files: &[PlaceFile]) -> Result<Vec<FileIdentity>> {
 #[derive(Debug)]
 struct Disk {
     writer: Mutex<Writer>,
+    /// Nobody gave weights: they follow what the drives achieve.
+    follows_drives: bool,
     // DROP ORDER: last, they hold the locks.
     directories: Directories,
 }
@@ -135,6 +137,7 @@ impl Store {
             written: AtomicU64::new(0),
             disk: Some(Disk {
                 writer: Mutex::new(Writer { log, data, spare }),
+                follows_drives: !has_weights(options),
                 directories,
             }),
         })
@@ -194,6 +197,27 @@ impl Store {
     /// The record of a parameter.
     pub(crate) fn find(&self, id: u64) -> Option<RecordIndex> {
         lock(&self.table).find(id)
+    }
+
+    /// Before the first of some further records: deals what is registered from now on as the drives
+    /// have proved to be, where nobody gave weights, and they are far from what was measured.
+    ///
+    /// # Errors
+    /// `InvalidArgument` where there can be no further weights.
+    pub(crate) fn follow_drives(&self, engine: &Engine) -> Result<()> {
+        let Some(disk) = self.disk.as_ref().filter(|disk| disk.follows_drives) else {
+            return Ok(());
+        };
+        let _writer = lock(&disk.writer);
+        let mut table = lock(&self.table);
+        if disk.directories.len() == 1 || !table.is_settled() || table.records().is_empty() {
+            return Ok(());
+        }
+        let current = table.striping().weights().unwrap_or_default().to_vec();
+        match achieved_shares(engine, &disk.directories) {
+            Some(shares) if is_far(&current, &shares) => table.set_weights(&weights_of(&shares)),
+            _ => Ok(()),
+        }
     }
 
     /// Registers a record and reserves its slots. It is part of the store from the next
@@ -447,6 +471,11 @@ fn open_spare(directories: &Directories, log: &Log, table: &Table) -> Result<Vec
     Ok(Vec::new())
 }
 
+fn has_weights(options: &OptimizerOptions) -> bool {
+    let mut places = options.directories.iter();
+    places.any(|place| place.weight.is_some())
+}
+
 /// Decides how further addresses are dealt to several places: as given, as before, or as measured.
 fn choose_weights(
     engine: &Engine,
@@ -454,8 +483,8 @@ fn choose_weights(
     directories: &Directories,
     table: &mut Table,
 ) -> Result<()> {
-    let given = options.directories.iter().map(|place| place.weight);
-    let shares: Vec<f64> = if given.clone().any(|weight| weight.is_some()) {
+    let shares: Vec<f64> = if has_weights(options) {
+        let given = options.directories.iter().map(|place| place.weight);
         given.map(|weight| weight.unwrap_or(1.0)).collect()
     } else if table.striping().weights().is_some() {
         return Ok(());

@@ -26,6 +26,11 @@ pub(crate) struct Version {
 impl Version {
     /// Whether a state is all zeros, and was not written.
     pub(crate) fn is_zero(&self, state: usize) -> bool {
-        self.zero_states & (1 << state) != 0
+        is_in(self.zero_states, state)
     }
+}
+
+/// Whether a set, such as [`Version::zero_states`], has a state in it.
+pub(crate) fn is_in(states: u8, state: usize) -> bool {
+    states & (1 << state) != 0
 }

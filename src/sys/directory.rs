@@ -91,20 +91,6 @@ pub fn rename_at(parent: BorrowedFd<'_>, from: &CStr, to: &CStr) -> Result<(), E
     checked(|| unsafe { libc::renameat(parent, from.as_ptr(), parent, to.as_ptr()) }).map(drop)
 }
 
-/// As [`rename_at`], of anything, unless something has the name `to` already.
-///
-/// KERNEL: renameat2 since 3.15; not every file system knows the flag.
-///
-/// # Errors
-/// As `renameat2(2)`: `EEXIST` where the name is taken, `EINVAL` where the file system cannot.
-pub fn rename_to_new_at(parent: BorrowedFd<'_>, from: &CStr, to: &CStr) -> Result<(), Errno> {
-    let parent = parent.as_raw_fd();
-    let flags = libc::RENAME_NOREPLACE;
-    // SAFETY: the names end in NUL by their type; the parent is open for the call.
-    checked(|| unsafe { libc::renameat2(parent, from.as_ptr(), parent, to.as_ptr(), flags) })
-        .map(drop)
-}
-
 /// Removes the empty directory called `name`.
 ///
 /// # Errors
@@ -192,18 +178,20 @@ mod tests {
         assert_eq!(names_in(inner.as_fd()), Ok(vec![c"b".to_owned()]));
         // Reading the names does not use the directory up.
         assert_eq!(names_in(inner.as_fd()).unwrap().len(), 1);
-        assert_eq!(rename_to_new_at(top.as_fd(), c"inner", c"new"), Ok(()));
+        assert_eq!(rename_at(top.as_fd(), c"inner", c"new"), Ok(()));
         make_directory_at(top.as_fd(), c"inner").unwrap();
         assert_eq!(
-            rename_to_new_at(top.as_fd(), c"new", c"inner"),
-            Err(libc::EEXIST)
+            rename_at(top.as_fd(), c"inner", c"new"),
+            Err(libc::ENOTEMPTY)
         );
         assert_eq!(remove_directory_at(top.as_fd(), c"inner"), Ok(()));
         assert_eq!(
             remove_directory_at(top.as_fd(), c"new"),
             Err(libc::ENOTEMPTY)
         );
-        rename_to_new_at(top.as_fd(), c"new", c"inner").unwrap();
+        // An empty one is replaced.
+        make_directory_at(top.as_fd(), c"inner").unwrap();
+        rename_at(top.as_fd(), c"new", c"inner").unwrap();
         unlink_at(inner.as_fd(), c"b").unwrap();
         assert_eq!(unlink_at(inner.as_fd(), c"b"), Err(libc::ENOENT));
         assert_eq!(unlink_at(top.as_fd(), c"inner"), Err(libc::EISDIR));

@@ -25,7 +25,7 @@ mod process;
 pub use available::memory_available_bytes;
 pub use directory::{
     create_at, make_directory_at, names_in, open_at, open_directory, open_directory_at,
-    open_to_read_at, remove_directory_at, rename_at, rename_to_new_at, unlink_at,
+    open_to_read_at, remove_directory_at, rename_at, unlink_at,
 };
 pub use durability::{
     forget_cached, free_bytes, is_open_for_writing, lock_exclusive, sync, sync_data, unlock,

@@ -27,7 +27,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 /// Tells the process that serves where to mount.
 const POINT: &str = "TSW_TEST_FUSE_POINT";
 /// What its answers begin with; other lines are those of the test harness.
-const ANSWER: &str = "fuse: ";
+const ANSWER: &str = "answer:";
 
 /// Faults of which nobody is told.
 const LIES: [&str; 3] = ["lost", "torn", "stale"];
@@ -80,7 +80,7 @@ impl Mount {
             assert!(len > 0, "nobody serves the file system");
             // The harness begins its own lines without ending them.
             if let Some((_, answer)) = line.trim_end().split_once(ANSWER) {
-                return answer.to_owned();
+                return answer.trim().to_owned();
             }
         }
     }

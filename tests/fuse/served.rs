@@ -50,11 +50,11 @@ pub fn serve(point: &Path) {
     config.n_threads = Some(THREADS);
     let session = match fuser::spawn_mount(Shared(Arc::clone(&served)), point, &config) {
         Ok(session) => session,
-        Err(error) => return println!("{ANSWER}{error}"),
+        Err(error) => return println!("{ANSWER} {error}"),
     };
-    println!("{ANSWER}mounted");
+    println!("{ANSWER} mounted");
     for order in std::io::stdin().lines() {
-        println!("{ANSWER}{}", served.plan.obey(&order.unwrap()));
+        println!("{ANSWER} {}", served.plan.obey(&order.unwrap()));
     }
     let path = CString::new(point.as_os_str().as_bytes()).unwrap();
     // Also where something still has a file open: the end of this process ends that too.

@@ -64,8 +64,13 @@ pub(crate) fn verify(
         if wrong.is_empty() {
             break;
         }
-        let before = generations(&reader);
+        let (before, identity) = (generations(&reader), reader.identity());
         reader = StoreReader::open(places)?;
+        if reader.identity() != identity {
+            return Err(Failure::Refused(
+                "the store was replaced meanwhile".to_owned(),
+            ));
+        }
         let after = generations(&reader);
         let ids: Vec<u64> = reader.parameters().map(|parameter| parameter.id).collect();
         left = Vec::new();

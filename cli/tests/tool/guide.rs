@@ -3,16 +3,17 @@
 use std::path::Path;
 use std::process::Command;
 
+use crate::listings::listings;
 use crate::support::*;
 
 #[test]
 fn every_listing_of_the_guide_runs() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/CLI.md");
     let guide = std::fs::read_to_string(path).unwrap();
-    let listings: Vec<&str> = guide
-        .split("```sh\n")
-        .skip(1)
-        .map(|rest| rest.split("```").next().unwrap())
+    let listings: Vec<String> = listings(&guide)
+        .into_iter()
+        .filter(|listing| listing.language == "sh")
+        .map(|listing| listing.text)
         .collect();
     assert_eq!(listings.len(), 8);
     let place = place();
@@ -25,7 +26,7 @@ fn every_listing_of_the_guide_runs() {
     for listing in listings {
         let mut shell = Command::new("sh");
         shell
-            .args(["-euc", listing])
+            .args(["-euc", listing.as_str()])
             .env("PATH", &path)
             .current_dir(place.path());
         let output = shell.output().unwrap();

@@ -11,6 +11,9 @@ mod bench;
 mod doctor;
 mod guide;
 mod inspect;
+#[path = "../../../tests/common/listings.rs"]
+#[allow(dead_code, reason = "the library's tests use the rest")]
+mod listings;
 mod man;
 mod plan;
 mod readme;

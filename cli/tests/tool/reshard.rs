@@ -162,9 +162,9 @@ fn what_cannot_be_cut_is_said_in_one_line() {
     std::os::unix::fs::symlink("two", place.path().join("out.partial")).unwrap();
     reshard(&counts("2", "3")).refused(3, "out.partial: ENOTDIR");
     std::fs::remove_file(place.path().join("out.partial")).unwrap();
-    std::fs::create_dir(&out).unwrap();
+    std::fs::create_dir_all(out.join("own")).unwrap();
     reshard(&counts("2", "3")).refused(3, "out: EEXIST");
-    std::fs::remove_dir(&out).unwrap();
+    std::fs::remove_dir_all(&out).unwrap();
     snapshot(&two.join("rank2"), 6, b"", &[]);
     reshard(&counts("3", "2")).refused(2, "rank 0 is of step 5 and rank 2 of step 6");
     assert_eq!(names_in(place.path()), ["two"]);
