@@ -1,5 +1,7 @@
 //! Directories for files that do not outlive the run, also where a signal ends it.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -34,6 +36,7 @@ impl Scratch {
         let mut list = directories();
         let made = tempfile::Builder::new()
             .prefix(".tensorswap-")
+            .permissions(Permissions::from_mode(0o700))
             .tempdir_in(parent)
             .map_err(|error| {
                 let error = error

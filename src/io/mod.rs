@@ -28,6 +28,7 @@ pub use backend::fault::FaultPlan;
 pub use engine::Engine;
 pub(crate) use metrics::{Metric, Metrics};
 pub use stats::{DeviceStats, DirectionStats, EngineStats};
+pub(crate) use storage::FileIdentity;
 pub(crate) use tensor::KEEP_LENGTH;
 pub use tensor::Tensor;
 pub use ticket::{Completion, Ticket};

@@ -8,6 +8,7 @@ use std::ffi::CStr;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::storage::FileIdentity;
 use super::tensor::Tensor;
 use crate::base::error::{Error, Result};
 use crate::base::units::to_u64;
@@ -133,6 +134,8 @@ pub(crate) struct FilePart {
     pub(crate) length: Length,
     /// Requests of one group order only their overlapping ranges among each other.
     pub(crate) group: u64,
+    /// The file that the path must lead to: no other one is read, written or made.
+    pub(crate) only: Option<FileIdentity>,
 }
 
 /// A list of tensors and paths on its way through the engine.
@@ -207,7 +210,15 @@ impl Request {
             segments: self.segments.len()..self.segments.len(),
             length,
             group,
+            only: None,
         });
+    }
+
+    /// Demands that the path of the part started last leads to this file.
+    pub(crate) fn expect_file(&mut self, only: FileIdentity) {
+        if let Some(part) = self.files.last_mut() {
+            part.only = Some(only);
+        }
     }
 
     /// Adds a segment to the part started last; offsets must ascend.

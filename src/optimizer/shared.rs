@@ -125,6 +125,9 @@ impl Shared {
             let mut push = |segment| {
                 if !is_named {
                     filled.push_file(self.store.path(area, place), Length::Grow, group);
+                    if let Some(only) = self.store.file_identity(area, place) {
+                        filled.expect_file(only);
+                    }
                     is_named = true;
                 }
                 filled.push_segment(segment);

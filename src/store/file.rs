@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::base::error::{Error, IoFailure, Result};
 use crate::base::units::{to_u64, to_usize};
-use crate::io::{Event, StoreCall, Witness};
+use crate::io::{Event, FileIdentity, StoreCall, Witness};
 use crate::sys::{self, Errno, WriteLife};
 
 /// Which file it is.
@@ -54,6 +54,17 @@ impl StoreFile {
 
     pub(crate) fn path(&self) -> &CStr {
         &self.path
+    }
+
+    /// What tells it from every other file.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn identity(&self) -> Result<FileIdentity> {
+        match sys::fstat(self.file.as_fd()) {
+            Ok(status) => Ok(status.identity.into()),
+            Err(errno) => Err(Error::io("stat", self.path.to_bytes(), None, errno, "")),
+        }
     }
 
     /// Tells the drive how long what is written to it lives, where that can be told: drives that

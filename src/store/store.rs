@@ -18,7 +18,7 @@ use super::{Layout, StateSpec, Version};
 use crate::base::config::{OptimizerOptions, StoreMode};
 use crate::base::error::{Error, Result};
 use crate::base::sync::{Mutex, lock};
-use crate::io::Engine;
+use crate::io::{Engine, FileIdentity};
 use crate::sys;
 
 /// Names the stores that are kept in memory, which must not share a file of the backend's.
@@ -55,6 +55,19 @@ pub(crate) struct Committed {
 struct Paths {
     data: Vec<CString>,
     spare: Vec<CString>,
+    /// What the paths led to when the files were opened here; none for files that are not there.
+    // LOCK ORDER: last.
+    identities: Mutex<Identities>,
+}
+
+#[derive(Debug, Default)]
+struct Identities {
+    data: Vec<FileIdentity>,
+    spare: Vec<FileIdentity>,
+}
+
+fn identities_of(files: &[PlaceFile]) -> Result<Vec<FileIdentity>> {
+    files.iter().map(|place| place.file.identity()).collect()
 }
 
 #[derive(Debug)]
@@ -123,11 +136,16 @@ impl Store {
         if directories.len() > 1 {
             choose_weights(engine, options, &directories, &mut table)?;
         }
+        let identities = Identities {
+            data: identities_of(&data)?,
+            spare: identities_of(&spare)?,
+        };
         Ok(Store {
             table: Mutex::new(table),
             paths: Paths {
                 data: directories.paths_of(DATA),
                 spare: directories.paths_of(SPARE),
+                identities: Mutex::new(identities),
             },
             scratch_path: first.prepare_scratch()?,
             written: AtomicU64::new(0),
@@ -158,6 +176,7 @@ impl Store {
             paths: Paths {
                 data: vec![named("data")],
                 spare: vec![named("spare")],
+                identities: Mutex::default(),
             },
             scratch_path: named("scratch"),
             written: AtomicU64::new(0),
@@ -253,6 +272,17 @@ impl Store {
             Area::Data => &self.paths.data[place],
             Area::Spare => &self.paths.spare[place],
         }
+    }
+
+    /// The one file that [`Store::path`] may lead to. Whoever can rename what lies above could have
+    /// put another in its place, a link to somebody else's among them.
+    pub(crate) fn file_identity(&self, area: Area, place: usize) -> Option<FileIdentity> {
+        let identities = lock(&self.paths.identities);
+        let files = match area {
+            Area::Data => &identities.data,
+            Area::Spare => &identities.spare,
+        };
+        files.get(place).copied()
     }
 
     /// The file and the offset of an address.
@@ -384,6 +414,7 @@ impl Store {
             if is_new {
                 let identity = writer.log.identity();
                 writer.spare = disk.directories.create_files(Area::Spare, identity)?;
+                lock(&self.paths.identities).spare = identities_of(&writer.spare)?;
             }
             for (place, spare) in writer.spare.iter_mut().enumerate() {
                 spare.reach(striping.file_bytes(Area::Spare, place, end))?;

@@ -1,5 +1,6 @@
 //! `inspect`: what a store or a snapshot holds, and whether it is as it was written.
 
+mod endurance;
 mod report;
 mod snapshot;
 mod usage;
@@ -14,6 +15,8 @@ use tensorswap::store::StoreReader;
 
 use crate::failure::{Failure, Outcome};
 use crate::output;
+use crate::sizes;
+use endurance::Question;
 use report::StoreReport;
 use snapshot::SnapshotReport;
 use verify::Verified;
@@ -41,6 +44,26 @@ pub(crate) struct Options {
     /// Show so many parameters at most; 0 shows all
     #[arg(long, value_name = "N", default_value_t = 40)]
     limit: usize,
+    /// Writes that each drive is rated for in its life, for example 600TB: tell how long they last
+    #[arg(long, value_name = "SIZE", value_parser = sizes::size)]
+    endurance: Option<u64>,
+    /// Steps of the training in a day; with --smart what the drive was written to so far counts where
+    /// it is not given
+    #[arg(long, value_name = "NUMBER", value_parser = sizes::positive)]
+    steps_per_day: Option<f64>,
+    /// Ask the drives what was written to them; needs root, and NVMe drives
+    #[arg(long)]
+    smart: bool,
+}
+
+impl Options {
+    fn question(&self) -> Question {
+        Question {
+            rated_bytes: self.endurance,
+            steps_per_day: self.steps_per_day,
+            is_smart_wanted: self.smart,
+        }
+    }
 }
 
 /// What is told of one store or snapshot.
@@ -52,8 +75,8 @@ enum Report {
 }
 
 impl Report {
-    fn of(places: &[PathBuf], is_verified: bool) -> Result<Report, Failure> {
-        let place = &places[0];
+    fn of(places: &[PathBuf], options: &Options) -> Result<Report, Failure> {
+        let (place, is_verified) = (&places[0], options.verify);
         if is_snapshot(place) {
             return match places.len() {
                 1 => SnapshotReport::new(place, is_verified).map(Report::Snapshot),
@@ -67,7 +90,11 @@ impl Report {
             true => verify::verify(places, reader).map(|(reader, found)| (reader, Some(found)))?,
             false => (reader, None),
         };
-        let report = StoreReport::new(place, &reader, usage, verified);
+        let question = options.question();
+        let drives = question
+            .is_asked()
+            .then(|| question.answer(places, &reader));
+        let report = StoreReport::new(place, &reader, usage, verified, drives);
         Ok(Report::Store(report))
     }
 
@@ -92,7 +119,7 @@ impl Report {
 
 pub(crate) fn run(options: &Options) -> Result<Outcome, Failure> {
     let places = places_in(&options.store)?;
-    let reports = places.iter().map(|place| Report::of(place, options.verify));
+    let reports = places.iter().map(|place| Report::of(place, options));
     let reports: Vec<Report> = reports.collect::<Result<_, _>>()?;
     if options.json {
         output::print_json(&reports)?;

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 use tensorswap::store::{StoreReader, StoredState};
 
+use super::endurance::DriveReport;
 use super::usage::Usage;
 use super::verify::Verified;
 use crate::output::{BAD, BOLD, DOUBTFUL, GOOD, shown_path, styled, table};
@@ -24,6 +25,12 @@ pub(crate) struct StoreReport {
     log_bytes: u64,
     torn_log_bytes: u64,
     data_bytes: u64,
+    /// Written to `data` and `spare` since the store was made.
+    written_bytes: u64,
+    /// On the average of all steps; what was initialized counts as well. None before the first.
+    written_bytes_per_step: Option<u64>,
+    /// Where something was asked about them.
+    drives: Option<Vec<DriveReport>>,
     elements_count: u64,
     states: Vec<StateReport>,
     parameters: Vec<ParameterReport>,
@@ -66,6 +73,7 @@ impl StoreReport {
         reader: &StoreReader,
         usage: Usage,
         verified: Option<Verified>,
+        drives: Option<Vec<DriveReport>>,
     ) -> StoreReport {
         let states: Vec<StateReport> = reader.states().map(StateReport::of).collect();
         let zero_states = |bits: u8| {
@@ -101,6 +109,9 @@ impl StoreReport {
             log_bytes: reader.log_bytes(),
             torn_log_bytes: reader.torn_bytes(),
             data_bytes: reader.data_bytes(),
+            written_bytes: reader.written_bytes(),
+            written_bytes_per_step: reader.written_bytes().checked_div(reader.step()),
+            drives,
             elements_count: parameters
                 .iter()
                 .map(|parameter| parameter.elements_count)
@@ -132,6 +143,10 @@ pub(crate) fn text_of(report: &StoreReport, limit: usize) -> String {
         &format!("{} with {elements} elements", grouped(count)),
     );
     line("data", &shown(report.data_bytes));
+    line("written", &written_text(report));
+    for drive in report.drives.iter().flatten() {
+        line("drive", &drive.text());
+    }
     line("log", &log_text(report));
     line("user data", &shown(to_u64(report.user_data_bytes)));
     let (version, identity) = (report.format_version, &report.identity);
@@ -164,6 +179,14 @@ fn usage_text(usage: Usage) -> String {
         Usage::InUse { pid: None } => "another process; what follows was committed last".to_owned(),
         Usage::LeftByKilled => "nobody; the last process was killed before it closed it".to_owned(),
         Usage::Unknown => "not known (no lock file, or no /proc/locks)".to_owned(),
+    }
+}
+
+fn written_text(report: &StoreReport) -> String {
+    let total = shown(report.written_bytes);
+    match report.written_bytes_per_step {
+        Some(bytes) => format!("{total} since it was made, {} a step", shown(bytes)),
+        None => format!("{total} since it was made"),
     }
 }
 

@@ -207,3 +207,54 @@ fn a_store_that_may_not_be_read_is_said_to_be_so() {
         None => skip("nobody", "other users cannot run the tool"),
     }
 }
+
+#[test]
+fn bytes_written_are_told_and_how_long_a_drive_lasts_when_it_is_asked() {
+    let place = place();
+    let store = store(place.path());
+    let told = |more: &[&str]| {
+        let arguments = [&["inspect", "--json", text_of(&store)], more].concat();
+        run(&arguments).ended(0).json()[0].clone()
+    };
+    let made = told(&[]);
+    assert!(made["written_bytes"].as_u64().unwrap() > 0);
+    assert!(made["written_bytes_per_step"].is_null() && made["drives"].is_null());
+    // There is no rate before the first step.
+    let asked = told(&["--endurance", "1TB", "--steps-per-day", "1000"]);
+    assert!(asked["drives"][0]["days_left"].is_null(), "{asked}");
+
+    let optimizer = optimizer(place.path());
+    for _ in 0..4 {
+        optimizer.step_begin(None).unwrap();
+        while let Some(view) = optimizer.step_next().unwrap() {
+            optimizer.step_done(view.id, true).unwrap();
+        }
+        optimizer.step_end().unwrap();
+    }
+    optimizer.commit().unwrap();
+    drop(optimizer);
+    let asked = told(&["--endurance", "1TB", "--steps-per-day", "1000"]);
+    let written = asked["written_bytes"].as_u64().unwrap();
+    assert!(written > made["written_bytes"].as_u64().unwrap());
+    assert_eq!(asked["written_bytes_per_step"], written / 4);
+    let drive = &asked["drives"][0];
+    let expected = (1e12 - written as f64) / (written as f64 / 4.0 * 1000.0);
+    let days = drive["days_left"].as_f64().unwrap();
+    assert!(
+        (days - expected).abs() < expected * 1e-9,
+        "{days} {expected}"
+    );
+    assert!(drive["smart"].is_null() && drive["smart_refusal"].is_null());
+    // What the drive says depends on the machine; that it does not is said with its reason.
+    let drive = &told(&["--smart"])["drives"][0];
+    assert_ne!(drive["smart"].is_null(), drive["smart_refusal"].is_null());
+    let text = run(&["inspect", "--endurance", "1TB", "--smart", text_of(&store)]);
+    let text = text.ended(0).out;
+    assert!(text.contains("rated for 1.00 TB"), "{text}");
+    assert!(
+        text.contains("no SMART: ") || text.contains("nvme"),
+        "{text}"
+    );
+    assert!(text.contains("since it was made, "), "{text}");
+    run(&["inspect", "--endurance", "long", text_of(&store)]).refused(2, "no size");
+}

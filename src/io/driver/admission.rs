@@ -87,7 +87,11 @@ impl Scheduler {
             }
             Err(errno) => {
                 self.window.pop_front();
-                self.fail_errno(task, None, errno, "opening the file");
+                let detail = match errno {
+                    libc::ESTALE => "the path leads to another file than before",
+                    _ => "opening the file",
+                };
+                self.fail_errno(task, None, errno, detail);
                 self.end_task(task);
             }
             Ok(Found::Known {
