@@ -9,7 +9,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::copying::{Copying, PinnedRecord};
+use super::copying::InSnapshot;
 use super::core::Core;
 use super::optimizer_swapper::Optimizer;
 use super::shared::Shared;
@@ -18,7 +18,7 @@ use crate::base::observe::events;
 use crate::base::sync::lock;
 use crate::io::{Failure, Outcome, Sink, Ticket};
 use crate::snapshot::{Manifest, SnapshotParameter, SnapshotWriter, StateImage};
-use crate::store::{DATA_SLOTS, Layout, StoredRecord, Version};
+use crate::store::{CopiedVersion, DATA_SLOTS, Layout, Observer, StoredRecord, Version};
 use crate::sys;
 
 /// A snapshot that was asked for.
@@ -29,7 +29,7 @@ struct Making {
     sink: Arc<dyn Sink>,
     writer: SnapshotWriter,
     manifest: Manifest,
-    records: Vec<PinnedRecord>,
+    versions: Vec<CopiedVersion>,
 }
 
 impl Optimizer {
@@ -66,10 +66,10 @@ impl Optimizer {
         if let Some(error) = &core.failed {
             return Err(error.clone());
         }
-        let (manifest, records) = plan(shared)?;
-        core.pin(&records);
+        let (manifest, versions) = plan(shared)?;
+        core.pin(&versions);
         drop(core);
-        let begun = self.begin_snapshot(directory, manifest, records);
+        let begun = self.begin_snapshot(directory, manifest, versions);
         if begun.is_err() {
             shared.end_snapshot();
         }
@@ -80,7 +80,7 @@ impl Optimizer {
         &self,
         directory: &Path,
         manifest: Manifest,
-        records: Vec<PinnedRecord>,
+        versions: Vec<CopiedVersion>,
     ) -> Result<Ticket> {
         let shared = Arc::clone(&self.shared);
         let writer = SnapshotWriter::create(directory, manifest.data_bytes)?;
@@ -92,7 +92,7 @@ impl Optimizer {
             sink,
             writer,
             manifest,
-            records,
+            versions,
         };
         let thread = std::thread::Builder::new()
             .name("tsw-snapshot".to_owned())
@@ -119,40 +119,58 @@ impl Optimizer {
 }
 
 impl Making {
-    fn run(self) {
-        let Making {
-            shared,
-            ticket,
-            sink,
-            writer,
-            manifest,
-            records,
-        } = self;
-        let is_cancelled = || sink.is_cancelled(ticket) || lock(&shared.core).closing;
-        let progress = |records: &[u32], bytes| {
-            shared.unpin(records);
-            sink.progress(ticket, bytes);
+    fn run(mut self) {
+        let versions = std::mem::take(&mut self.versions);
+        let to = InSnapshot {
+            writer: &self.writer,
+            manifest: &self.manifest,
         };
-        let made = Copying::new(&shared, &writer, &manifest)
-            .run(&records, &is_cancelled, &progress)
-            .and_then(|()| writer.publish(&manifest));
-        shared.end_snapshot();
+        let mut observer = Progress {
+            shared: &self.shared,
+            ticket: self.ticket,
+            sink: &*self.sink,
+        };
+        let copied = to.copy(&self.shared, &versions, &mut observer);
+        let made = copied.and_then(|()| self.writer.publish(&self.manifest));
+        self.shared.end_snapshot();
         let failure = made.err().map(|error| Failure {
             error,
             index: 0,
             user_tag: 0,
         });
         let bytes_done = match failure {
-            None => manifest.data_bytes,
+            None => self.manifest.data_bytes,
             Some(_) => 0,
         };
-        sink.complete(
-            ticket,
-            Outcome {
-                bytes_done,
-                failure,
-            },
-        );
+        let outcome = Outcome {
+            bytes_done,
+            failure,
+        };
+        self.sink.complete(self.ticket, outcome);
+    }
+}
+
+/// Lets go of what was copied, and tells the ticket.
+struct Progress<'a> {
+    shared: &'a Arc<Shared>,
+    ticket: Ticket,
+    sink: &'a dyn Sink,
+}
+
+impl Observer for Progress<'_> {
+    fn go_on(&mut self) -> Result<()> {
+        match self.sink.is_cancelled(self.ticket) || lock(&self.shared.core).closing {
+            true => Err(Error::Cancelled("the snapshot was cancelled".to_owned())),
+            false => Ok(()),
+        }
+    }
+
+    fn was_read(&mut self, copied: &CopiedVersion) {
+        self.shared.unpin(&[copied.index]);
+    }
+
+    fn was_written(&mut self, bytes: u64) {
+        self.sink.progress(self.ticket, bytes);
     }
 }
 
@@ -208,10 +226,10 @@ impl Core {
         }
     }
 
-    fn pin(&mut self, records: &[PinnedRecord]) {
+    fn pin(&mut self, versions: &[CopiedVersion]) {
         self.has_snapshot = true;
-        for record in records {
-            self.record_mut(record.index).pinned = Some(record.version.slot);
+        for copied in versions {
+            self.record_mut(copied.index).pinned = Some(copied.version.slot);
         }
     }
 
@@ -238,7 +256,7 @@ impl Core {
 
 /// What a snapshot of the last committed step holds, and what is to be copied for it. No commit is
 /// under way.
-fn plan(shared: &Shared) -> Result<(Manifest, Vec<PinnedRecord>)> {
+fn plan(shared: &Shared) -> Result<(Manifest, Vec<CopiedVersion>)> {
     let committed = shared.store.committed();
     if committed.records.is_empty() {
         return Err(Error::invalid("nothing was committed yet"));
@@ -249,8 +267,9 @@ fn plan(shared: &Shared) -> Result<(Manifest, Vec<PinnedRecord>)> {
     let mut data_bytes = 0;
     for (index, record) in (0..).zip(&committed.records) {
         let states = images_of(layout, record, &mut data_bytes);
-        if let Some(version) = record.durable {
-            pinned.push(PinnedRecord {
+        let is_all_zeros = |version: &Version| version.zero_states == layout.all_states();
+        if let Some(version) = record.durable.filter(|version| !is_all_zeros(version)) {
+            pinned.push(CopiedVersion {
                 index,
                 id: record.id,
                 numel: record.numel,
@@ -275,14 +294,13 @@ fn plan(shared: &Shared) -> Result<(Manifest, Vec<PinnedRecord>)> {
     Ok((manifest, pinned))
 }
 
-/// Where the images of a record will lie in the snapshot: as they lie in the store, without those
-/// that are zero, behind what is there already.
+/// Where the images of a record will lie in the snapshot: one behind the other, without those that
+/// are zero, behind what is there already.
 fn images_of(layout: &Layout, record: &StoredRecord, end: &mut u64) -> Vec<StateImage> {
     let image_of = |state: usize| match record.durable {
         Some(version) if !version.is_zero(state) => {
-            let image = layout.image(state, record.numel);
             let offset_bytes = *end;
-            *end += image.end - image.start;
+            *end += layout.copied_bytes(state, record.numel);
             StateImage::At {
                 offset_bytes,
                 checksum: version.checked.then_some(version.checksums[state]),

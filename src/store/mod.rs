@@ -46,6 +46,7 @@ mod replay_tests;
 #[cfg(test)]
 mod store_tests;
 
+pub(crate) use copying::{CopiedVersion, Copying, Destination, FileRange, Observer, Part};
 pub(crate) use directory::{c_path, join, make_path, regular_file};
 pub(crate) use file::{Role, StoreFile};
 pub(crate) use fuzz::read_any_log;
@@ -54,6 +55,6 @@ pub(crate) use layout::{BLOCK_BYTES, Layout, StateSpec};
 pub use reader::{StoreReader, StoredParameter, StoredState};
 pub use rebalance::{RebalanceOptions, Rebalanced, rebalance};
 pub(crate) use store::Store;
-pub(crate) use striping::{Area, Piece, Striping};
+pub(crate) use striping::Piece;
 pub(crate) use table::{NAME_BYTES_MAX, StoredRecord, Table, USER_DATA_BYTES_MAX, push_tightly};
 pub(crate) use version::{DATA_SLOTS, SLOTS, Version, is_in};

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use super::StoreReader;
-use super::copying::{CopiedVersion, Copying};
+use super::copying::{CopiedVersion, Copying, Observer};
 use super::directory::Directory;
 use super::entry::Identity;
 use super::moving::{
@@ -23,7 +23,7 @@ use super::version::Version;
 use crate::base::config::{self, Config, OptimizerOptions, StoreMode};
 use crate::base::error::{Error, Result};
 use crate::base::units::GIB;
-use crate::io::Engine;
+use crate::io::{Engine, Priority};
 
 /// A commit is made whenever so much was copied.
 const COMMIT_BYTES: u64 = GIB;
@@ -289,51 +289,69 @@ fn copy_missing(
     to: &Store,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<u64> {
-    let mut copying = Copying::new(engine, from, to)?;
-    let mut missing: Vec<(RecordIndex, CopiedVersion)> = Vec::new();
+    let mut copying = Copying::new("rebalance", (engine, Priority::Foreground), from, to)?;
+    let bytes_of = |copied: &CopiedVersion| -> u64 {
+        let parts = from.parts_of(copied);
+        parts.iter().map(|part| part.len_bytes).sum()
+    };
+    let mut missing: Vec<CopiedVersion> = Vec::new();
     let mut total_bytes = 0;
     for (index, record) in (0..).zip(&committed.records) {
         let Some(own) = to.record(index) else { break };
         if let Some(version) = record.durable
             && own.durable != Some(in_copy(version))
         {
-            total_bytes += copying.bytes_of(version, record.numel);
             let copied = CopiedVersion {
+                index,
                 id: record.id,
                 numel: record.numel,
-                from: record.offset,
-                to: own.offset,
+                offset: record.offset,
                 version,
             };
-            missing.push((index, copied));
+            total_bytes += bytes_of(&copied);
+            missing.push(copied);
         }
     }
-    let mut copied_bytes = 0;
+    let mut observer = Progress {
+        copied_bytes: 0,
+        total_bytes,
+        progress,
+    };
     let mut rest = missing.as_slice();
     loop {
         let mut group_bytes = 0;
-        let group_len = rest.iter().take_while(|(_, copied)| {
+        let group_len = rest.iter().take_while(|copied| {
             let has_room = group_bytes < COMMIT_BYTES;
-            group_bytes += copying.bytes_of(copied.version, copied.numel);
+            group_bytes += bytes_of(copied);
             has_room
         });
         let (group, others) = rest.split_at(group_len.count());
-        let versions: Vec<CopiedVersion> = group.iter().map(|(_, copied)| *copied).collect();
-        copying.run(&versions, &mut |bytes| {
-            copied_bytes += bytes;
-            progress(copied_bytes, total_bytes);
-        })?;
+        copying.run(group, &mut observer)?;
         let changes: Vec<(RecordIndex, Version)> = group
             .iter()
-            .map(|(index, copied)| (*index, in_copy(copied.version)))
+            .map(|copied| (copied.index, in_copy(copied.version)))
             .collect();
         // The copy's life is that of the store.
         to.note_written(from.written_bytes().saturating_sub(to.written_bytes()));
         to.commit(committed.step, &changes, Some(&committed.user_data))?;
         rest = others;
         if rest.is_empty() {
-            return Ok(copied_bytes);
+            return Ok(observer.copied_bytes);
         }
+    }
+}
+
+/// Tells the caller how far a copy is.
+struct Progress<'a> {
+    copied_bytes: u64,
+    total_bytes: u64,
+    progress: &'a mut dyn FnMut(u64, u64),
+}
+
+impl Observer for Progress<'_> {
+    fn was_written(&mut self, bytes: u64) {
+        self.copied_bytes += bytes;
+        (self.progress)(self.copied_bytes, self.total_bytes);
     }
 }
 

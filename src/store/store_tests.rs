@@ -5,7 +5,8 @@ use std::process::Command;
 use std::sync::Arc;
 
 use super::store::Store;
-use super::{Area, STATES_MAX, StateSpec, Version};
+use super::striping::Area;
+use super::{STATES_MAX, StateSpec, Version};
 use crate::base::config::{Config, OptimizerOptions, StoreMode};
 use crate::base::dtype::Dtype;
 use crate::base::error::{Error, Status};
