@@ -9,7 +9,11 @@
  * Every step is committed together with what else a run needs to go on, in the background. So
  * --crash-at kills the program in the middle of a step, and --resume goes on at the last step that
  * is durable and ends with the same bits. With --verify the same training goes on in memory as
- * well, and every bit of weights and moments must be the same. `train_adam --help` lists the
+ * well, and every bit of weights and moments must be the same.
+ *
+ * With --ranks N every record is cut into N parts, as ZeRO does with N processes, and each rank has
+ * a store of its own. --snapshot copies them at the end; `tensorswap reshard` makes snapshots of
+ * another number of ranks from them, and --restore begins with those. `train_adam --help` lists the
  * options. */
 #include "train_run.h"
 
@@ -18,7 +22,8 @@
 
 enum { RECORDS = 16 }; /* about that many: a record is at most a sixteenth of all */
 
-/* A run of parameters of one layer: one record of the store. Its place in the list is its id. */
+/* A run of parameters of one layer: one rank's part of a record, of which all ranks together have
+ * the whole. The list has the parts of record 0, then those of record 1, and so on. */
 struct piece {
     size_t first, count;
     char *name;
@@ -32,7 +37,7 @@ struct training {
     struct piece *pieces;
     size_t pieces_len;
     tsw_engine *engine;
-    tsw_optimizer *optimizer;
+    tsw_optimizer *optimizers[RANKS_MAX];
     struct progress progress;
     float *reference[STATES]; /* the same training in memory, with --verify */
     int step;                 /* the one that is under way or was done last */
@@ -52,16 +57,49 @@ static void cut_pieces(struct training *training)
         const struct layer *layer = &model->layers[i];
         for (size_t done = 0; done < layer->count; done += count_max) {
             const size_t rest = layer->count - done;
-            struct piece piece = {layer->first + done, rest < count_max ? rest : count_max,
-                                  path_in(layer->name, "%zu", done / count_max)};
+            const size_t count = rest < count_max ? rest : count_max;
+            const size_t ranks = (size_t)training->options->ranks, part = (count + ranks - 1) / ranks;
             training->pieces = check_memory(realloc(
-                training->pieces, (training->pieces_len + 1) * sizeof *training->pieces));
-            training->pieces[training->pieces_len++] = piece;
+                training->pieces, (training->pieces_len + ranks) * sizeof *training->pieces));
+            for (size_t rank = 0; rank < ranks; rank++) {
+                /* The last ones may be shorter, or have nothing. */
+                const size_t start = rank * part < count ? rank * part : count;
+                struct piece piece = {layer->first + done + start,
+                                      count - start < part ? count - start : part,
+                                      path_in(layer->name, "%zu", done / count_max)};
+                training->pieces[training->pieces_len++] = piece;
+            }
         }
     }
 }
 
-/* Opens the store: `mode` is "new" or "existing". */
+/* The id of a piece's record. */
+static uint64_t id_of(const struct training *training, size_t piece)
+{
+    return piece / (size_t)training->options->ranks;
+}
+
+static tsw_optimizer *optimizer_of(const struct training *training, size_t piece)
+{
+    return training->optimizers[piece % (size_t)training->options->ranks];
+}
+
+/* Makes a store for one rank, or opens the one that is there. */
+static void rank_open(struct training *training, tsw_config *config, long rank)
+{
+    const struct options *options = training->options;
+    char number[24];
+
+    snprintf(number, sizeof number, "%ld", rank);
+    check(tsw_config_set(config, "rank", number), "rank");
+    check(tsw_optimizer_new(training->engine, config, &training->optimizers[rank]), "store");
+    for (int state = 0; state < STATES; state++)
+        check(tsw_optimizer_add_state(training->optimizers[rank], state_names[state], TSW_F32,
+                                      options->disk_types[state]),
+              "add state");
+}
+
+/* Opens the stores: `mode` is "new" or "existing". */
 static void storage_open(struct training *training, const char *mode)
 {
     const struct options *options = training->options;
@@ -82,25 +120,41 @@ static void storage_open(struct training *training, const char *mode)
         free(key);
     }
     check(tsw_engine_new(config, &training->engine), "engine");
-    check(tsw_optimizer_new(training->engine, config, &training->optimizer), "store");
+    for (long rank = 0; rank < options->ranks; rank++)
+        rank_open(training, config, rank);
     tsw_config_free(config);
+}
 
-    for (int state = 0; state < STATES; state++)
-        check(tsw_optimizer_add_state(training->optimizer, state_names[state], TSW_F32,
-                                      options->disk_types[state]),
-              "add state");
+static void storage_add_parameters(struct training *training)
+{
     for (size_t i = 0; i < training->pieces_len; i++)
-        check(tsw_optimizer_add_parameter(training->optimizer, i, training->pieces[i].name,
-                                          training->pieces[i].count),
-              "add parameter");
+        if (training->pieces[i].count > 0)
+            check(tsw_optimizer_add_parameter(optimizer_of(training, i), id_of(training, i),
+                                              training->pieces[i].name, training->pieces[i].count),
+                  "add parameter");
 }
 
 static void storage_close(struct training *training)
 {
-    tsw_optimizer_free(training->optimizer);
+    for (long rank = 0; rank < training->options->ranks; rank++)
+        tsw_optimizer_free(training->optimizers[rank]);
     tsw_engine_free(training->engine);
-    training->optimizer = NULL;
+    memset(training->optimizers, 0, sizeof training->optimizers);
     training->engine = NULL;
+}
+
+static void storage_commit(struct training *training)
+{
+    for (long rank = 0; rank < training->options->ranks; rank++)
+        check(tsw_optimizer_commit(training->optimizers[rank]), "commit");
+}
+
+static void set_progress(struct training *training)
+{
+    for (long rank = 0; rank < training->options->ranks; rank++)
+        check(tsw_optimizer_set_user_data(training->optimizers[rank], &training->progress,
+                                          sizeof training->progress),
+              "progress");
 }
 
 static tsw_tensor floats(float *values, size_t count)
@@ -108,47 +162,99 @@ static tsw_tensor floats(float *values, size_t count)
     return (tsw_tensor){.data = values, .numel = count, .dtype = TSW_F32};
 }
 
-/* Puts the state before the first step into the store: the weights are the masters. */
-static void storage_initialize(struct training *training)
+static void read_state(const struct training *training, size_t piece, int state, float *values)
 {
-    for (uint64_t id = 0; id < training->pieces_len; id++) {
-        const struct piece *piece = &training->pieces[id];
-        const tsw_tensor source = floats(training->model->weights + piece->first, piece->count);
-        check(tsw_optimizer_initialize_parameters(training->optimizer, &id, &source, 1),
-              "initialize");
-    }
-    check(tsw_optimizer_set_user_data(training->optimizer, &training->progress,
-                                      sizeof training->progress),
-          "progress");
-    check(tsw_optimizer_commit(training->optimizer), "commit");
+    const tsw_tensor destination = floats(values, training->pieces[piece].count);
+
+    if (destination.numel > 0)
+        check(tsw_optimizer_read_state(optimizer_of(training, piece), id_of(training, piece),
+                                       state_names[state], &destination),
+              "read state");
 }
 
-static void read_state(const struct training *training, size_t id, int state, float *values)
+/* The masters become the working copies of the weights. */
+static void read_weights(const struct training *training)
 {
-    const tsw_tensor destination = floats(values, training->pieces[id].count);
-    check(tsw_optimizer_read_state(training->optimizer, id, state_names[state], &destination),
-          "read state");
+    for (size_t i = 0; i < training->pieces_len; i++)
+        read_state(training, i, MASTER, training->model->weights + training->pieces[i].first);
+}
+
+/* Puts the state before the first step into the store: the weights are the masters, or with --init
+ * the tensors with the names of the records. */
+static void storage_initialize(struct training *training)
+{
+    const char *file = training->options->init_from;
+
+    for (size_t i = 0; i < training->pieces_len; i++) {
+        const struct piece *piece = &training->pieces[i];
+        const tsw_tensor source = floats(training->model->weights + piece->first, piece->count);
+        const uint64_t id = id_of(training, i);
+        tsw_optimizer *optimizer = optimizer_of(training, i);
+        if (piece->count > 0)
+            check(file == NULL
+                      ? tsw_optimizer_initialize_parameters(optimizer, &id, &source, 1)
+                      : tsw_optimizer_initialize_from_safetensors(optimizer, file, &id, NULL, 1),
+                  "initialize");
+    }
+    if (file != NULL)
+        read_weights(training);
+    set_progress(training);
+    storage_commit(training);
+}
+
+/* Copies the store of each rank, all at once. */
+static void storage_snapshot(struct training *training)
+{
+    tsw_ticket tickets[RANKS_MAX];
+
+    for (long rank = 0; rank < training->options->ranks; rank++) {
+        char *path = path_in(training->options->snapshot, "rank%zu", (size_t)rank);
+        check(tsw_optimizer_snapshot(training->optimizers[rank], path, &tickets[rank]), "snapshot");
+        free(path);
+    }
+    for (long rank = 0; rank < training->options->ranks; rank++)
+        check(tsw_ticket_wait(training->engine, tickets[rank], TSW_WAIT_FOREVER, NULL), "snapshot");
+    printf("snapshot: %s, after step %d\n", training->options->snapshot, training->step);
+}
+
+/* Fills the new store of each rank. */
+static void storage_restore(struct training *training)
+{
+    for (long rank = 0; rank < training->options->ranks; rank++) {
+        char *path = path_in(training->options->restore, "rank%zu", (size_t)rank);
+        check(tsw_optimizer_restore(training->optimizers[rank], path), "restore");
+        free(path);
+    }
 }
 
 /* ---- a step ---- */
 
-/* One of the threads that update records until none is left. */
+/* One of the threads that update records of a rank until none is left. */
+struct worker {
+    struct training *training;
+    size_t rank;
+};
+
 static void *update_records(void *argument)
 {
-    struct training *training = argument;
+    const struct worker *worker = argument;
+    struct training *training = worker->training;
+    const size_t ranks = (size_t)training->options->ranks;
+    tsw_optimizer *optimizer = training->optimizers[worker->rank];
     tsw_parameter_view view = {.struct_size = sizeof view};
     tsw_status status;
 
-    while ((status = tsw_optimizer_step_next(training->optimizer, &view)) == TSW_OK) {
+    while ((status = tsw_optimizer_step_next(optimizer, &view)) == TSW_OK) {
         float *const states[STATES] = {view.states[MASTER].data, view.states[EXP_AVG].data,
                                        view.states[EXP_AVG_SQ].data};
-        float *weights = training->model->weights + training->pieces[view.id].first;
+        float *weights =
+            training->model->weights + training->pieces[view.id * ranks + worker->rank].first;
 
         adam_update(states, view.gradient.data, view.numel, training->step,
                     (float)training->progress.rate);
         memcpy(weights, states[MASTER], view.numel * sizeof *weights);
         round_state(training->options, MASTER, weights, view.numel);
-        check(tsw_optimizer_step_done(training->optimizer, view.id, 1), "step done");
+        check(tsw_optimizer_step_done(optimizer, view.id, 1), "step done");
 
         if (atomic_fetch_add(&training->given_back, 1) == training->pieces_len / 2
             && training->step == training->options->crash_at)
@@ -158,40 +264,53 @@ static void *update_records(void *argument)
     return NULL;
 }
 
-/* Swaps the gradients out, and updates every record in as many threads as were asked for. */
-static void step_on_storage(struct training *training)
+/* Updates every record of a rank in as many threads as were asked for. */
+static void step_of_rank(struct training *training, size_t rank)
 {
     pthread_t threads[THREADS_MAX];
-    const uint64_t offset = 0;
+    struct worker worker = {training, rank};
 
-    check(tsw_optimizer_pre_backward(training->optimizer), "pre backward");
-    for (size_t id = 0; id < training->pieces_len; id++) {
-        const struct piece *piece = &training->pieces[id];
-        const tsw_tensor gradient = floats(training->model->gradients + piece->first, piece->count);
-        check(tsw_optimizer_swap_out_gradients(training->optimizer, id, &offset, &gradient, 1),
-              "swap out gradients");
-    }
-    check(tsw_optimizer_post_backward(training->optimizer), "post backward");
-
-    atomic_store(&training->given_back, 0);
-    check(tsw_optimizer_step_begin(training->optimizer, NULL, 0), "step begin");
+    check(tsw_optimizer_step_begin(training->optimizers[rank], NULL, 0), "step begin");
     for (long i = 1; i < training->options->threads; i++) {
-        const int error = pthread_create(&threads[i], NULL, update_records, training);
+        const int error = pthread_create(&threads[i], NULL, update_records, &worker);
         if (error != 0)
             fail("thread", strerror(error));
     }
-    update_records(training);
+    update_records(&worker);
     for (long i = 1; i < training->options->threads; i++)
         pthread_join(threads[i], NULL);
+}
+
+/* Swaps the gradients out, and updates every record of every rank. */
+static void step_on_storage(struct training *training)
+{
+    const size_t ranks = (size_t)training->options->ranks;
+    const uint64_t offset = 0;
+
+    for (size_t rank = 0; rank < ranks; rank++)
+        check(tsw_optimizer_pre_backward(training->optimizers[rank]), "pre backward");
+    for (size_t i = 0; i < training->pieces_len; i++) {
+        const struct piece *piece = &training->pieces[i];
+        const tsw_tensor gradient = floats(training->model->gradients + piece->first, piece->count);
+        if (piece->count > 0)
+            check(tsw_optimizer_swap_out_gradients(optimizer_of(training, i), id_of(training, i),
+                                                   &offset, &gradient, 1),
+                  "swap out gradients");
+    }
+    for (size_t rank = 0; rank < ranks; rank++)
+        check(tsw_optimizer_post_backward(training->optimizers[rank]), "post backward");
+
+    atomic_store(&training->given_back, 0);
+    for (size_t rank = 0; rank < ranks; rank++)
+        step_of_rank(training, rank);
 }
 
 /* Makes the step durable, in the background, together with the progress after it. */
 static void step_end(struct training *training)
 {
-    check(tsw_optimizer_set_user_data(training->optimizer, &training->progress,
-                                      sizeof training->progress),
-          "progress");
-    check(tsw_optimizer_step_end(training->optimizer), "step end");
+    set_progress(training);
+    for (long rank = 0; rank < training->options->ranks; rank++)
+        check(tsw_optimizer_step_end(training->optimizers[rank]), "step end");
 }
 
 static void step_in_memory(struct training *training)
@@ -235,11 +354,11 @@ static int verify(const struct training *training)
     float *values = new_floats(parameters);
     int different = 0;
 
-    for (size_t id = 0; id < training->pieces_len; id++)
+    for (size_t i = 0; i < training->pieces_len; i++)
         for (int state = 0; state < STATES; state++) {
-            const struct piece *piece = &training->pieces[id];
+            const struct piece *piece = &training->pieces[i];
             memset(values, 0xff, piece->count * sizeof *values);
-            read_state(training, id, state, values);
+            read_state(training, i, state, values);
             if (memcmp(values, training->reference[state] + piece->first,
                        piece->count * sizeof *values)
                 != 0) {
@@ -259,19 +378,21 @@ static int verify(const struct training *training)
     return different == 0;
 }
 
-/* One number for every bit that the store holds (FNV-1a). */
+/* One number for every bit that the stores hold, however many ranks there are (FNV-1a). */
 static uint64_t checksum(const struct training *training)
 {
+    const size_t ranks = (size_t)training->options->ranks;
     uint64_t sum = UINT64_C(0xcbf29ce484222325);
     float *values = new_floats(training->model->parameters);
 
-    for (size_t id = 0; id < training->pieces_len; id++)
-        for (int state = 0; state < STATES; state++) {
-            const unsigned char *bytes = (const unsigned char *)values;
-            read_state(training, id, state, values);
-            for (size_t i = 0; i < training->pieces[id].count * sizeof *values; i++)
-                sum = (sum ^ bytes[i]) * UINT64_C(0x100000001b3);
-        }
+    for (size_t record = 0; record < training->pieces_len; record += ranks)
+        for (int state = 0; state < STATES; state++)
+            for (size_t i = record; i < record + ranks; i++) {
+                const unsigned char *bytes = (const unsigned char *)values;
+                read_state(training, i, state, values);
+                for (size_t at = 0; at < training->pieces[i].count * sizeof *values; at++)
+                    sum = (sum ^ bytes[at]) * UINT64_C(0x100000001b3);
+            }
     free(values);
     return sum;
 }
@@ -286,16 +407,19 @@ static void reference_begin(struct training *training)
            training->model->parameters * sizeof(float));
 }
 
-/* Takes up the run that the store holds. With --verify the steps up to there are repeated in memory
+/* Takes up the run that the stores hold. With --verify the steps up to there are repeated in memory
  * and must have led to the same bits. */
 static int run_resume(struct training *training)
 {
     const size_t len = sizeof training->progress;
-    const uint64_t steps = tsw_optimizer_step_number(training->optimizer);
+    const uint64_t steps = tsw_optimizer_step_number(training->optimizers[0]);
     struct progress stored;
     int good = 1;
 
-    if (tsw_optimizer_get_user_data(training->optimizer, &stored, len) != len)
+    for (long rank = 1; rank < training->options->ranks; rank++)
+        if (tsw_optimizer_step_number(training->optimizers[rank]) != steps)
+            fail("--resume", "the ranks have not come equally far; --restore a snapshot");
+    if (tsw_optimizer_get_user_data(training->optimizers[0], &stored, len) != len)
         fail("--resume", "the store holds no training");
     if (stored.text_len != training->text->len)
         fail("--resume", "the training was begun with another text");
@@ -307,20 +431,45 @@ static int run_resume(struct training *training)
     training->step = (int)steps;
     training->progress = stored;
     training->model->random = stored.random;
-    for (size_t id = 0; id < training->pieces_len; id++)
-        read_state(training, id, MASTER, training->model->weights + training->pieces[id].first);
+    read_weights(training);
     if (training->options->verify && !interrupted)
         good = verify(training);
     return good;
 }
 
-/* Makes the model and opens the store; whether it is as it should be. */
+/* The figures that are shown, of all ranks together: they work one after the other. */
+static tsw_optimizer_stats figures_of(const struct training *training)
+{
+    tsw_optimizer_stats sum = {.struct_size = sizeof sum};
+
+    for (long rank = 0; rank < training->options->ranks; rank++) {
+        tsw_optimizer_stats stats = {.struct_size = sizeof stats};
+        check(tsw_optimizer_get_stats(training->optimizers[rank], &stats), "figures");
+        sum.store_bytes += stats.store_bytes;
+        sum.step_read_bytes += stats.step_read_bytes;
+        sum.step_written_bytes += stats.step_written_bytes;
+        sum.read_bytes += stats.read_bytes;
+        sum.written_bytes += stats.written_bytes;
+        sum.pinned_peak_bytes += stats.pinned_peak_bytes;
+        sum.cache_hits_count += stats.cache_hits_count;
+        sum.cache_misses_count += stats.cache_misses_count;
+        sum.step_ns += stats.step_ns;
+        sum.io_floor_ns += stats.io_floor_ns;
+        sum.compute_floor_ns += stats.compute_floor_ns;
+        sum.wait_read_ns += stats.wait_read_ns;
+        sum.wait_write_ns += stats.wait_write_ns;
+    }
+    return sum;
+}
+
+/* Makes the model and opens the stores; whether they are as they should be. */
 static int run_begin(struct training *training)
 {
     const struct options *options = training->options;
     struct model *model =
         model_new(training->text->alphabet, (size_t)options->hidden, (uint64_t)options->seed);
-    tsw_optimizer_stats stats = {.struct_size = sizeof stats};
+    const int goes_on = options->resume || options->restore != NULL;
+    tsw_optimizer_stats stats;
     int good = 1;
 
     training->model = model;
@@ -328,18 +477,22 @@ static int run_begin(struct training *training)
     training->directory = options->store != NULL ? options->store : temporary_directory(".");
     cut_pieces(training);
     round_state(options, MASTER, model->weights, model->parameters);
+    storage_open(training, options->resume ? "existing" : "new");
+    if (options->restore != NULL)
+        storage_restore(training);
+    else
+        storage_add_parameters(training);
+    if (!goes_on)
+        storage_initialize(training);
     if (options->verify)
         reference_begin(training);
-    storage_open(training, options->resume ? "existing" : "new");
-    if (options->resume)
+    if (goes_on)
         good = run_resume(training);
-    else
-        storage_initialize(training);
 
-    check(tsw_optimizer_get_stats(training->optimizer, &stats), "figures");
+    stats = figures_of(training);
     printf("model: %zu parameters in %zu records\n"
            "state: %s %s %s; %.1f MiB reserved on storage for two versions\n",
-           model->parameters, training->pieces_len, tsw_dtype_name(options->disk_types[MASTER]),
+           model->parameters, training->pieces_len / (size_t)options->ranks, tsw_dtype_name(options->disk_types[MASTER]),
            tsw_dtype_name(options->disk_types[EXP_AVG]),
            tsw_dtype_name(options->disk_types[EXP_AVG_SQ]), mib(stats.store_bytes));
     return good;
@@ -352,12 +505,12 @@ static void show_progress(struct training *training)
     const int terminal = isatty(STDOUT_FILENO), step = training->step;
     const int last = step == steps || interrupted;
     const uint64_t now = now_ns();
-    tsw_optimizer_stats stats = {.struct_size = sizeof stats};
+    tsw_optimizer_stats stats;
 
     if (!last && (terminal ? now - training->shown_ns < 100000000u : step % every != 0 && step > 1))
         return;
     training->shown_ns = now;
-    check(tsw_optimizer_get_stats(training->optimizer, &stats), "figures");
+    stats = figures_of(training);
     printf("%sstep %4d/%ld  loss %.3f  read %5.1f MiB  written %5.1f MiB  update %6.1f ms%s",
            terminal ? "\r" : "", step, steps, training->progress.loss_mean,
            mib(stats.step_read_bytes), mib(stats.step_written_bytes), ms(stats.step_ns),
@@ -368,9 +521,8 @@ static void show_progress(struct training *training)
 static void show_summary(const struct training *training)
 {
     const uint64_t state_bytes = STATES * training->model->parameters * sizeof(float);
-    tsw_optimizer_stats stats = {.struct_size = sizeof stats};
+    const tsw_optimizer_stats stats = figures_of(training);
 
-    check(tsw_optimizer_get_stats(training->optimizer, &stats), "figures");
     printf("loss: %.3f at first, %.3f at last (nats per character)\n"
            "pinned: %.1f MiB at most, %.0f %% of the state in memory's types\n"
            "storage: read %.1f MiB, written %.1f MiB; %llu of %llu records needed no read\n"
@@ -394,16 +546,23 @@ static int run(struct training *training)
         train_step(training, 1);
         show_progress(training);
     }
-    check(tsw_optimizer_commit(training->optimizer), "commit");
+    storage_commit(training);
+    if (training->options->export_to != NULL)
+        check(tsw_optimizer_export_safetensors(training->optimizers[0],
+                                               training->options->export_to, 0),
+              "--export");
+    if (training->options->snapshot != NULL)
+        storage_snapshot(training);
     show_summary(training);
     storage_close(training);
 
     storage_open(training, "existing");
+    storage_add_parameters(training);
     if (good && training->options->verify && !interrupted)
         good = verify(training);
     if (good)
         printf("checksum after step %llu: %016llx\n",
-               (unsigned long long)tsw_optimizer_step_number(training->optimizer),
+               (unsigned long long)tsw_optimizer_step_number(training->optimizers[0]),
                (unsigned long long)checksum(training));
     storage_close(training);
     return good;

@@ -39,21 +39,25 @@ public:
                 pieces_.push_back({layer.first + done, std::min(layer.count - done, count_max),
                                    layer.name + ("/" + std::to_string(done / count_max))});
         round_state(&options_, MASTER, model_->weights, model_->parameters);
-        for (auto& values : reference_)
-            values.resize(options.verify ? model_->parameters : 0);
-        std::copy_n(model_->weights, reference_[MASTER].size(), reference_[MASTER].data());
     }
 
     /* Trains up to the last step, opens the store anew and looks at what it holds. */
     bool run()
     {
         auto store = std::make_unique<tensorswap::optimizer>(open(options_.resume ? "existing" : "new"));
-        bool good = options_.resume ? resume(*store) : initialize(*store);
+        if (!options_.resume)
+            initialize(*store);
+        for (auto& values : reference_)
+            values.resize(options_.verify ? model_->parameters : 0);
+        std::copy_n(model_->weights, reference_[MASTER].size(), reference_[MASTER].data());
+        bool good = !options_.resume || resume(*store);
         while (good && step_ < options_.steps && !interrupted) {
             train_step(store.get());
             show_progress(*store);
         }
         store->commit();
+        if (options_.export_to != nullptr)
+            store->export_safetensors(options_.export_to);
         store.reset();
 
         auto reopened = open("existing");
@@ -89,14 +93,27 @@ private:
         return store;
     }
 
-    /* Puts the state before the first step into the store: the weights are the masters. */
-    bool initialize(tensorswap::optimizer& store)
+    /* Puts the state before the first step into the store: the weights are the masters, or with
+     * --init the tensors with the names of the records. */
+    void initialize(tensorswap::optimizer& store)
     {
-        for (std::size_t id = 0; id < pieces_.size(); id++)
-            store.initialize(id, tensorswap::const_tensor(pieces_[id].of(model_->weights)));
+        for (std::uint64_t id = 0; id < pieces_.size(); id++)
+            if (options_.init_from != nullptr)
+                store.initialize_from_safetensors(options_.init_from, {&id, 1});
+            else
+                store.initialize(id, tensorswap::const_tensor(pieces_[id].of(model_->weights)));
+        if (options_.init_from != nullptr)
+            read_weights(store);
         store.set_user_data(progress_);
         store.commit();
-        return true;
+    }
+
+    /* The masters become the working copies of the weights. */
+    void read_weights(tensorswap::optimizer& store)
+    {
+        for (std::size_t id = 0; id < pieces_.size(); id++)
+            store.read_state(id, state_names[MASTER],
+                             tensorswap::tensor(pieces_[id].of(model_->weights)));
     }
 
     /* Takes up the run that the store holds. With --verify the steps up to there are repeated in
@@ -114,9 +131,7 @@ private:
         step_ = steps;
         progress_ = *stored;
         model_->random = stored->random;
-        for (std::size_t id = 0; id < pieces_.size(); id++)
-            store.read_state(id, state_names[MASTER],
-                             tensorswap::tensor(pieces_[id].of(model_->weights)));
+        read_weights(store);
         return !options_.verify || interrupted || verify(store);
     }
 

@@ -6,14 +6,16 @@
 
 #include <getopt.h>
 
-enum { THREADS_MAX = 64, SETTINGS_MAX = 16 };
+enum { THREADS_MAX = 64, SETTINGS_MAX = 16, RANKS_MAX = 16 };
 
 struct options {
     const char *store; /* NULL for a temporary directory */
+    const char *init_from, *export_to; /* safetensors files, or NULL */
+    const char *snapshot, *restore;    /* directories with one of each rank, or NULL */
     const char *settings[SETTINGS_MAX];
     uint32_t disk_types[STATES];
     int settings_len, verify, resume;
-    long steps, hidden, seed, threads, crash_at;
+    long steps, hidden, seed, threads, crash_at, ranks;
 };
 
 static inline void show_help(void)
@@ -24,6 +26,11 @@ static inline void show_help(void)
          "  --steps N            train up to this step (100)\n"
          "  --store D            directory of the store; what is there is replaced (a temporary one)\n"
          "  --resume             go on with the training that --store holds\n"
+         "  --ranks N            cut every record into N parts, each in a store of its own (1)\n"
+         "  --snapshot D         at the end copy the store of each rank to D/rank0, D/rank1, ...\n"
+         "  --restore D          begin with such copies\n"
+         "  --init FILE          weights to begin with, from a safetensors file or the index of several\n"
+         "  --export FILE        write weights and moments at the end, as safetensors\n"
          "  --verify             train in memory too, and require the same bits\n"
          "  --crash-at N         die by SIGKILL in the middle of step N\n"
          "  --threads N          threads that update (2)\n"
@@ -66,11 +73,14 @@ static inline struct options parse_options(int argc, char **argv)
 {
     static const struct option names[] = {
         {"steps", required_argument, NULL, 's'},    {"store", required_argument, NULL, 'd'},
+        {"init", required_argument, NULL, 'i'},     {"export", required_argument, NULL, 'x'},
         {"resume", no_argument, NULL, 'r'},         {"verify", no_argument, NULL, 'v'},
         {"crash-at", required_argument, NULL, 'c'}, {"threads", required_argument, NULL, 't'},
         {"set", required_argument, NULL, 'k'},      {"state-types", required_argument, NULL, 'y'},
         {"hidden", required_argument, NULL, 'n'},   {"seed", required_argument, NULL, 'e'},
-        {"help", no_argument, NULL, 'h'},           {NULL, 0, NULL, 0}};
+        {"ranks", required_argument, NULL, 'p'},    {"snapshot", required_argument, NULL, 'o'},
+        {"restore", required_argument, NULL, 'b'},  {"help", no_argument, NULL, 'h'},
+        {NULL, 0, NULL, 0}};
     struct options options;
     int option;
 
@@ -81,11 +91,17 @@ static inline struct options parse_options(int argc, char **argv)
     options.threads = 2;
     options.hidden = 1280;
     options.seed = 1;
+    options.ranks = 1;
     while ((option = getopt_long(argc, argv, "", names, NULL)) != -1) {
         switch (option) {
         case 's': options.steps = parse_number("steps", optarg, 0, 1000000); break;
         case 'd': options.store = optarg; break;
         case 'r': options.resume = 1; break;
+        case 'i': options.init_from = optarg; break;
+        case 'x': options.export_to = optarg; break;
+        case 'p': options.ranks = parse_number("ranks", optarg, 1, RANKS_MAX); break;
+        case 'o': options.snapshot = optarg; break;
+        case 'b': options.restore = optarg; break;
         case 'v': options.verify = 1; break;
         case 'c': options.crash_at = parse_number("crash-at", optarg, 1, 1000000); break;
         case 't': options.threads = parse_number("threads", optarg, 1, THREADS_MAX); break;
@@ -105,6 +121,12 @@ static inline struct options parse_options(int argc, char **argv)
     }
     if (options.resume && options.store == NULL)
         fail("--resume", "needs --store");
+    if ((options.resume || options.restore != NULL) && options.init_from != NULL)
+        fail("--init", "what is resumed or restored has its weights");
+    if (options.resume && options.restore != NULL)
+        fail("--restore", "a store is resumed or restored");
+    if (options.ranks > 1 && (options.init_from != NULL || options.export_to != NULL))
+        fail("--init and --export", "one rank is expected");
     return options;
 }
 

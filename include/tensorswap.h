@@ -850,6 +850,10 @@ typedef struct tsw_optimizer_stats {
      * Bytes reserved in the store's data file.
      */
     uint64_t store_bytes;
+    /**
+     * Bytes that were written to records since the store was made, in all runs.
+     */
+    uint64_t store_written_bytes;
 } tsw_optimizer_stats;
 
 /**
@@ -2035,6 +2039,107 @@ size_t tsw_optimizer_get_user_data(const tsw_optimizer *optimizer, void *buf, si
  * Threads: any, concurrently. Errors: none.
  */
 uint64_t tsw_optimizer_step_number(const tsw_optimizer *optimizer);
+
+/**
+ * Start a snapshot: a copy of the step that was committed last, in a directory of its own.
+ *
+ * It holds all states of all parameters, the step's number and the user data, independent of rank
+ * and directories, and verifiable by itself. `directory` must not exist, or be empty; those above it are made. It
+ * appears there whole, by one rename, or not at all. This waits for a commit that is under way, and
+ * returns then; the ticket is one of the engine's: wait for it, ask for its progress, cancel it.
+ * Training goes on meanwhile: the copy has low priority, and what is written goes elsewhere (the
+ * store's files grow by up to half while it lasts; without that space, steps wait for the copy of
+ * what they are about to write over). Where the file system shares blocks between files (btrfs, xfs)
+ * it takes moments and no space. With several ranks give each its own directory: `snap/rank0`,
+ * `snap/rank1`, … as `tensorswap reshard` expects.
+ *
+ * Ownership: the path is copied. `tsw_optimizer_free` cancels a snapshot; its ticket ends all the
+ * same.
+ * Threads: one at a time for each optimizer.
+ * Errors: INVALID_ARGUMENT where nothing was committed yet, or for a path that does not end in a
+ * name; IO with EEXIST where there is something else of that name; NO_SPACE naming the bytes needed;
+ * LOCKED where somebody else is making the same one; BUSY while another one is being made, and with
+ * `tickets_max` tickets alive; UNSUPPORTED with the memory backend; NULL_ARGUMENT. `*ticket_out` is
+ * then 0. The ticket ends with CHECKSUM where a parameter is not what was written, with CANCELLED,
+ * or with what storage has to say; then nothing is left of it.
+ */
+tsw_status tsw_optimizer_snapshot(tsw_optimizer *optimizer,
+                                  const char *directory,
+                                  tsw_ticket *ticket_out);
+
+/**
+ * Bring a snapshot back, into a new store.
+ *
+ * Call it after `tsw_optimizer_add_state`, with the names of the snapshot's states; it registers the
+ * parameters, verifies every byte, and commits, so that the store is then at the snapshot's step,
+ * with its user data. Directories, pinned memory, rank, and the states' types in memory and on
+ * storage may be others than those that it was made with; values that get a narrower type on
+ * storage are rounded to the nearest.
+ *
+ * Threads: one at a time for each optimizer.
+ * Errors: NOT_FOUND where there is no snapshot; CORRUPT where its manifest is damaged; CHECKSUM
+ * naming the parameter where its data is; UNSUPPORTED for a later version of the format;
+ * SIZE_MISMATCH for other states; INVALID_ARGUMENT where the store has parameters already;
+ * BUDGET; NO_SPACE naming the bytes needed; NULL_ARGUMENT; what storage has to say. Nothing is
+ * committed then; parameters may have been registered, so free the optimizer, and make it again
+ * before the next attempt.
+ */
+tsw_status tsw_optimizer_restore(tsw_optimizer *optimizer,
+                                 const char *directory);
+
+/**
+ * Write all states of all parameters to a safetensors file.
+ *
+ * For other programs, such as Python's `safetensors`: the masters and moments of every parameter that
+ * this run added, what `tsw_optimizer_read_state` would read, committed or not. `file` is replaced
+ * where it exists. State 0 has the name of its parameter, or `parameter.<id>` where that has none; the
+ * others `<that name>.<name of the state>`. Each tensor has one dimension, and the type that the state
+ * has on storage, so that no value is rounded; TSW_BYTES becomes U8. The metadata holds `format` (pt),
+ * `step` and `tensorswap` (the version).
+ *
+ * With a `shard_bytes_max` other than 0 that the data exceeds, it is cut between tensors, into
+ * `name-00001-of-00003.safetensors` and so on for a `file` of `name.safetensors`, and
+ * `name.safetensors.index.json` tells which tensor is where, as Hugging Face's libraries have it. A
+ * tensor longer than that has a file of its own.
+ *
+ * The files are written as `<file>.partial`, synced, and renamed when all are whole, the index last. It
+ * takes at most 64 MiB of memory besides the optimizer's own.
+ *
+ * Threads: one at a time for each optimizer; training waits.
+ * Errors: BUSY while a step is open or a parameter is in use; INVALID_ARGUMENT where two tensors would
+ * have one name, naming both; LOCKED where another export is writing the same files; NO_SPACE with the
+ * bytes needed; NOT_FOUND for a directory that is missing; CHECKSUM naming the parameter where storage
+ * does not hold what was written; NULL_ARGUMENT; what storage has to say. No file is left then.
+ */
+tsw_status tsw_optimizer_export_safetensors(tsw_optimizer *optimizer,
+                                            const char *file,
+                                            uint64_t shard_bytes_max);
+
+/**
+ * Give parameters the values of their master from a safetensors file.
+ *
+ * `file` is one such file, or the index of several (its name ends in `.index.json`). Parameter
+ * `ids[i]` becomes the tensor `names[i]`, which has as many elements, in any shape, in f32, f16 or
+ * bf16. Where `names` or one of them is NULL it is the name that `tsw_optimizer_export_safetensors`
+ * gives to the parameter. Other states become zero. Pending until the next commit, as with
+ * `tsw_optimizer_initialize_parameters`. With `count` 0 nothing happens.
+ *
+ * The data is read by the engine, past the page cache, and not mapped into memory: a file that is cut
+ * meanwhile, or a drive that fails, is an error and not a signal.
+ *
+ * Ownership: the lists are copied.
+ * Threads: one at a time for each optimizer.
+ * Errors: CORRUPT for a file that is no safetensors file or whose header is wrong; NOT_FOUND for a file
+ * that is missing or a name that no tensor has, naming both; SIZE_MISMATCH for a tensor with another
+ * number of elements; DTYPE_MISMATCH for another type; UNKNOWN_PARAMETER; INVALID_ARGUMENT for an id
+ * given twice; BUSY while a step is open or one of them is in use; NULL_ARGUMENT. Nothing has changed
+ * then. What storage has to say.
+ */
+tsw_status tsw_optimizer_initialize_from_safetensors(tsw_optimizer *optimizer,
+                                                     const char *file,
+                                                     const uint64_t *ids,
+                                                     const char *const *names,
+                                                     size_t count);
 
 /**
  * Fill in what an optimizer has done, and what its last step was like.

@@ -471,11 +471,11 @@ inline result<bool> in_time(tsw_status code)
     return check(code, [] { return true; });
 }
 
-inline failure lists_differ(std::size_t tensors, std::size_t others)
+inline failure lists_differ(std::size_t tensors, std::size_t others, const char* what = " places")
 {
     return {status::invalid_argument, 0,
-            std::to_string(tensors) + " tensors and " + std::to_string(others)
-                + " places: the lists are to be of one length"};
+            std::to_string(tensors) + " tensors and " + std::to_string(others) + what
+                + ": the lists are to be of one length"};
 }
 
 } // namespace detail
@@ -1407,6 +1407,42 @@ public:
         static_assert(sizeof(partition) == sizeof(tsw_partition));
         return detail::check(tsw_optimizer_initialize_from_swapped(
             handle_.get(), reinterpret_cast<const tsw_partition*>(pieces.data()), pieces.size()));
+    }
+    /// Start a copy of the step that was committed last, in a directory that is not there yet. `with`
+    /// is the engine that the optimizer was made with.
+    result<request> snapshot(engine& with, text directory)
+    {
+        tsw_ticket ticket = 0;
+        const tsw_status code = tsw_optimizer_snapshot(handle_.get(), directory.get(), &ticket);
+        return detail::check(code, [&] { return request(with.raw(), ticket); });
+    }
+    /// Bring a snapshot back, into a new store to which the states were added.
+    result<> restore(text directory)
+    {
+        return detail::check(tsw_optimizer_restore(handle_.get(), directory.get()));
+    }
+    /// Write all states of all parameters as safetensors: one file, or several and their index where
+    /// the data is longer than a bound.
+    result<> export_safetensors(text file, std::uint64_t shard_bytes_max = 0)
+    {
+        return detail::check(
+            tsw_optimizer_export_safetensors(handle_.get(), file.get(), shard_bytes_max));
+    }
+    /// Give parameters the values of their master from a safetensors file or the index of several,
+    /// by the names that an export gives them. Pending until the next commit.
+    result<> initialize_from_safetensors(text file, span<const std::uint64_t> ids)
+    {
+        return detail::check(tsw_optimizer_initialize_from_safetensors(
+            handle_.get(), file.get(), ids.data(), nullptr, ids.size()));
+    }
+    /// The same by these names; nullptr is the one of an export.
+    result<> initialize_from_safetensors(text file, span<const std::uint64_t> ids,
+                                         span<const char* const> names)
+    {
+        if (ids.size() != names.size())
+            return detail::fail<void>(detail::lists_differ(ids.size(), names.size(), " names"));
+        return detail::check(tsw_optimizer_initialize_from_safetensors(
+            handle_.get(), file.get(), ids.data(), names.data(), ids.size()));
     }
     /// Set the moments of all parameters back to zero. Pending until the next commit.
     result<> purge_state() { return detail::check(tsw_optimizer_purge_state(handle_.get())); }

@@ -11,7 +11,7 @@ mod common;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 
-use common::programs::{self, Checked, Linked, SANITIZE, run};
+use common::programs::{self, Checked, Linked, build, checksum, run, succeeded};
 
 /// Every program, by folder: the examples with the warnings of their Makefile, ours with more.
 fn programs() -> Vec<PathBuf> {
@@ -38,30 +38,6 @@ fn arguments(program: &Path, checked: Checked) -> &'static [&'static str] {
     }
 }
 
-fn build(source: &Path, program: &Path, linked: Linked, checked: Checked) {
-    let root = common::root();
-    let mut compiler = common::compiler(false);
-    compiler
-        .args([
-            "-std=c11",
-            "-Wall",
-            "-Wextra",
-            "-Wpedantic",
-            "-Werror",
-            "-pthread",
-        ])
-        .arg("-I")
-        .arg(root.join("include"))
-        .arg("-I")
-        .arg(root.join("examples_c"));
-    if checked == Checked::Sanitized {
-        compiler.args(SANITIZE);
-    }
-    compiler.arg(source).arg("-o").arg(program);
-    programs::link(&mut compiler, linked);
-    common::run(&mut compiler);
-}
-
 /// Builds and runs all programs in one way; all failures are told together.
 fn build_and_run_all(linked: Linked, checked: Checked) {
     let binaries = common::directory();
@@ -77,18 +53,10 @@ fn build_and_run_all(linked: Linked, checked: Checked) {
     assert!(failures.is_empty(), "{failures}");
 }
 
-/// The last line in which a training says what its store holds.
-fn checksum(output: &str) -> &str {
-    let line = output.lines().rfind(|line| line.starts_with("checksum"));
-    line.unwrap_or_else(|| panic!("no checksum in\n{output}"))
-}
-
 #[test]
 fn a_training_that_is_killed_in_the_middle_of_a_step_ends_with_the_same_bits() {
     let binaries = common::directory();
-    let program = binaries.path().join("train_adam");
-    let source = common::root().join("examples_c/train_adam.c");
-    build(&source, &program, Linked::Shared, Checked::Plain);
+    let program = programs::example("train_adam.c", binaries.path());
     let ways: &[&[&str]] = &[
         &[],
         &["--set", "sync=none", "--threads", "1"],
@@ -111,23 +79,37 @@ fn a_training_that_is_killed_in_the_middle_of_a_step_ends_with_the_same_bits() {
             let shared = ["--hidden", "264", "--steps", "12", "--store", "store"];
             run(&program, directory.path(), &[&shared, *way, more].concat())
         };
-        let (status, whole) = train(&["--verify"]);
-        assert!(
-            status.is_some_and(|status| status.success()),
-            "{way:?}\n{whole}"
-        );
+        let whole = succeeded(train(&["--verify"]));
         for step in ["1", "2", "9"] {
             let (status, output) = train(&["--crash-at", step]);
             let signal = status.and_then(|status| status.signal());
             assert_eq!(signal, Some(9), "{way:?}\n{output}");
-            let (status, resumed) = train(&["--resume", "--verify"]);
-            assert!(
-                status.is_some_and(|status| status.success()),
-                "{way:?}\n{resumed}"
-            );
+            let resumed = succeeded(train(&["--resume", "--verify"]));
             assert_eq!(checksum(&whole), checksum(&resumed), "{way:?}");
         }
     }
+}
+
+#[test]
+fn a_training_begins_with_the_weights_of_an_export() {
+    let binaries = common::directory();
+    let program = binaries.path().join("train_adam");
+    let source = common::root().join("examples_c/train_adam.c");
+    build(&source, &program, Linked::Shared, Checked::Plain);
+    let directory = common::directory();
+    let train = |arguments: &[&str]| {
+        let arguments = [&["--hidden", "136"], arguments].concat();
+        let (status, output) = run(&program, directory.path(), &arguments);
+        assert!(status.is_some_and(|status| status.success()), "{output}");
+        output
+    };
+    let file = "model.safetensors";
+    let exported = train(&["--seed", "2", "--steps", "0", "--export", file]);
+    let own = train(&["--steps", "0"]);
+    let taken = train(&["--steps", "0", "--init", file]);
+    assert_eq!(checksum(&taken), checksum(&exported));
+    assert_ne!(checksum(&taken), checksum(&own));
+    train(&["--steps", "3", "--init", file, "--verify"]);
 }
 
 fn sanitized(linked: Linked) {

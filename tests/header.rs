@@ -31,6 +31,8 @@ const SOURCES: &[&str] = &[
     "optimizer_record",
     "optimizer_step",
     "optimizer_contents",
+    "optimizer_snapshot",
+    "optimizer_exchange",
     "optimizer_stats",
     "partition",
     "timer",

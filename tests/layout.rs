@@ -57,7 +57,7 @@ fn layouts() -> Vec<Layout> {
             step_written_bytes read_bytes written_bytes cache_hits_count cache_misses_count
             wait_read_ns wait_write_ns update_ns step_ns io_floor_ns compute_floor_ns
             pinned_computed_bytes pinned_used_bytes pinned_peak_bytes gradient_memory_bytes
-            gradient_spilled_bytes checksum_errors_count store_bytes),
+            gradient_spilled_bytes checksum_errors_count store_bytes store_written_bytes),
         layout!(tsw_state_view: data numel dtype reserved),
         layout!(tsw_parameter_view: struct_size states_len id numel gradient states),
         layout!(tsw_partition: param_id offset tensor path reserved),

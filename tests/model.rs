@@ -1,11 +1,6 @@
 //! Random lists of requests, many in flight at once on few files, against files kept in memory:
 //! on every backend the same bytes, lengths and results as one after the other.
-#![allow(
-    unsafe_code,
-    clippy::unwrap_used,
-    clippy::cast_possible_truncation,
-    clippy::print_stderr
-)]
+#![allow(unsafe_code, clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 mod support;
 
@@ -69,6 +64,13 @@ struct World<'a> {
     free: Vec<usize>,
     pending: VecDeque<Pending>,
     log: Vec<String>,
+}
+
+impl Drop for World<'_> {
+    /// What is in flight must not be freed under the engine.
+    fn drop(&mut self) {
+        let _ = self.engine.shutdown(PATIENCE);
+    }
 }
 
 /// Where a tensor of a list goes.
@@ -425,31 +427,28 @@ fn run(seed: u64, settings: &[(&str, &str)]) {
             .collect(),
         free: (0..8).collect(),
         pending: VecDeque::new(),
-        log: Vec::new(),
+        log: vec![format!("{settings:?}")],
     };
-    let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        for step in 0..STEPS {
-            if world.random.below(5) < 3 {
-                world.swap_out();
-            } else {
-                world.swap_in();
+    let what = format!("seed {seed}");
+    trial(
+        &what,
+        &mut world,
+        |world| &world.log,
+        |world| {
+            for step in 0..STEPS {
+                if world.random.below(5) < 3 {
+                    world.swap_out();
+                } else {
+                    world.swap_in();
+                }
+                world.finish_some(IN_FLIGHT_MAX);
+                if step % 40 == 39 {
+                    world.compare(on_disk);
+                }
             }
-            world.finish_some(IN_FLIGHT_MAX);
-            if step % 40 == 39 {
-                world.compare(on_disk);
-            }
-        }
-        world.compare(on_disk);
-    }));
-    if told.is_err() {
-        let lines = world.log.len();
-        for line in &world.log[lines.saturating_sub(80)..] {
-            eprintln!("{line}");
-        }
-        // What is in flight must not be freed under the engine.
-        let _ = engine.shutdown(PATIENCE);
-        panic!("seed {seed} with {settings:?}");
-    }
+            world.compare(on_disk);
+        },
+    );
     assert_eq!(engine.stats().requests_in_flight_count, 0);
     assert_eq!(engine.stats().in_flight_count, 0);
 }

@@ -13,6 +13,7 @@
 mod support;
 mod training;
 
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -72,9 +73,16 @@ fn settings(sync: &str, random: &mut Random) -> Vec<(&'static str, &'static str)
     ]
 }
 
+/// Below `directory` lie those of the store, and the snapshots.
+const PLACES: [&str; 2] = ["a=2", "b"];
+const SNAPSHOTS: &str = "snapshots";
+
 fn start(directory: &Path, settings: &[(&str, &str)]) -> Optimizer {
     let engine = engine(&[("block_bytes", "64KiB")]);
-    let optimizer = try_open(&engine, directory, settings, &F32).unwrap();
+    let path = PLACES.map(|place| directory.join(place).display().to_string());
+    let path = path.join(",");
+    let settings = [settings, &[("path", path.as_str())]].concat();
+    let optimizer = try_open(&engine, directory, &settings, &F32).unwrap();
     for (id, numel) in (0..).zip(NUMELS) {
         optimizer.add_parameter(id, None, numel as u64).unwrap();
     }
@@ -92,8 +100,16 @@ fn child() {
     let optimizer = start(Path::new(&directory), &settings(&sync, &mut random));
     // The line before is the test harness's own.
     println!();
+    let mut snapshot = None;
     loop {
         let step = optimizer.step_number() + 1;
+        if snapshot.is_none() && step > 2 && random.one_in(3) {
+            let place = Path::new(&directory).join(SNAPSHOTS).join(step.to_string());
+            snapshot = optimizer.snapshot(&place).ok();
+        } else if let Some(ticket) = snapshot.take_if(|_| random.one_in(3)) {
+            let ended = optimizer.engine().wait(ticket, None).unwrap();
+            ended.outcome.unwrap();
+        }
         optimizer.step_begin(None).unwrap();
         drain(&optimizer, 1, &|view| {
             check(view, step - 1);
@@ -172,7 +188,33 @@ fn train_and_kill(directory: &Path, sync: &str, random: &mut Random) -> Said {
 
 /// Opens the store, and checks that everything in it is of one step, which is returned.
 fn step_of(directory: &Path) -> u64 {
-    let optimizer = start(directory, &[("checksum", "verify")]);
+    check_step(&start(directory, &[("checksum", "verify")]))
+}
+
+/// Restores every snapshot that is there, and removes it; returns how many there were.
+fn check_snapshots(directory: &Path) -> u64 {
+    let Ok(snapshots) = fs::read_dir(directory.join(SNAPSHOTS)) else {
+        return 0;
+    };
+    let mut count = 0;
+    for snapshot in snapshots {
+        let snapshot = snapshot.unwrap().path();
+        // What was half made is left for the next one of that name, or for whoever removes it.
+        if snapshot.extension().is_none() {
+            let store = tempfile::tempdir_in(directory).unwrap();
+            let engine = engine(&[]);
+            let optimizer = try_open(&engine, store.path(), &[], &F32).unwrap();
+            optimizer.restore(&snapshot).unwrap();
+            assert!(check_step(&optimizer) > 0);
+            count += 1;
+        }
+        fs::remove_dir_all(&snapshot).unwrap();
+    }
+    count
+}
+
+/// Checks that everything is of one step, which is returned.
+fn check_step(optimizer: &Optimizer) -> u64 {
     let step = optimizer.step_number();
     let user_data = optimizer.user_data();
     match step {
@@ -191,14 +233,14 @@ fn step_of(directory: &Path) -> u64 {
         }
     }
     model.step = step;
-    verify(&optimizer, &model, "after a kill");
+    verify(optimizer, &model, "after a kill");
     step
 }
 
 fn kill_often(sync: &str) {
     let directory = directory();
     let mut random = Random(sync.len() as u64);
-    let (mut last, mut advanced) = (0, 0);
+    let (mut last, mut advanced, mut snapshots) = (0, 0, 0);
     for kill in 0..KILLS * scale() {
         let said = train_and_kill(directory.path(), sync, &mut random);
         let step = step_of(directory.path());
@@ -208,7 +250,9 @@ fn kill_often(sync: &str) {
         assert!(is_possible, "kill {kill}: {step}, begun {:?}", said.begun);
         advanced += u64::from(step > last);
         last = step;
+        snapshots += check_snapshots(directory.path());
     }
+    println!("{sync}: {snapshots} snapshots");
     assert!(advanced > 0, "no child came as far as a step");
 }
 

@@ -2,32 +2,41 @@
 //! and all data: whatever is called in whatever order, the object answers, stays usable, and holds
 //! what it should, also after it was dropped and the store opened again.
 //!
+//! The same on a file system that fails, dawdles and lies by a plan (`fuse/`): every value that is
+//! given is right, or there is an error, and the store opens at a step that was committed.
+//!
 //! `TSW_TEST_SEED=N` runs one seed alone, `TSW_TEST_CALLS=N` only its first calls.
 #![allow(
     clippy::unwrap_used,
     clippy::cast_possible_truncation,
-    clippy::print_stderr,
+    clippy::print_stdout,
     reason = "a test"
 )]
 
+mod fuse;
 mod support;
 mod training;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::PathBuf;
 
+use fuse::Mount;
 use support::*;
 use tempfile::TempDir;
 use tensorswap::base::dtype::Dtype;
 use tensorswap::base::error::{Error, Status};
-use tensorswap::io::{Engine, Tensor};
+use tensorswap::io::{Engine, Tensor, Ticket};
 use tensorswap::optimizer::{NO_PARAMETER, Optimizer, ParameterView, Partition};
 use training::*;
 
 const PARAMETERS_MAX: usize = 14;
 const CALLS: usize = 400;
 const SEEDS: u64 = 8;
+/// Seeds of each plan of faults.
+const FAULT_SEEDS: u64 = 1;
+/// Commits back to which a store may have fallen whose log lost a write.
+const SAVED_MAX: usize = 24;
 
 /// An open step.
 #[derive(Default)]
@@ -79,13 +88,23 @@ struct World {
     rewritten: BTreeSet<u64>,
     /// The last explicit commit, and the ends of steps since.
     saved: Vec<Saved>,
+    /// How many directories the store has.
+    places: usize,
+    /// A snapshot in the making, and what it must hold.
+    snapshot: Option<(Ticket, PathBuf, Saved)>,
+    snapshots_count: usize,
+    /// A call met a fault of the file system.
+    is_in_trouble: bool,
+    troubles: u64,
+    /// DROP ORDER: after all that has files open there.
+    mount: Option<Mount>,
 }
 
 impl World {
-    fn new(seed: u64, backend: &'static str) -> World {
+    fn new(seed: u64, backend: &'static str, mount: Option<Mount>) -> World {
         let mut random = Random(seed);
         let flag = ["true", "false"];
-        let settings = vec![
+        let mut settings = vec![
             ("backend", backend),
             ("sync", *random.pick(&["none", "commit"])),
             ("views_max", *random.pick(&["1", "2", "3"])),
@@ -95,6 +114,13 @@ impl World {
             ("gradients", *random.pick(&["memory", "disk", "auto"])),
             ("checksum", *random.pick(&["off", "verify"])),
         ];
+        let places = match backend {
+            "memory" => 1,
+            _ => *random.pick(&[1, 2, 3]),
+        };
+        if mount.is_some() {
+            *settings.last_mut().unwrap() = ("checksum", "verify");
+        }
         let types = *random.pick(&[F32, BF16_MOMENTS, F16]);
         let mut world = World {
             directory: directory(),
@@ -112,13 +138,54 @@ impl World {
             pending: BTreeSet::new(),
             rewritten: BTreeSet::new(),
             saved: Vec::new(),
-            log: vec![format!("{settings:?} {types:?}")],
+            log: vec![format!("{settings:?} {places} {types:?}")],
+            places,
+            snapshot: None,
+            snapshots_count: 0,
             settings,
             random,
+            is_in_trouble: false,
+            troubles: 0,
+            mount,
         };
         world.saved.push(world.save());
         world.open();
+        world.switch_faults(true);
         world
+    }
+
+    /// Where the store is.
+    fn place(&self) -> PathBuf {
+        let mount = self.mount.as_ref().map(Mount::path);
+        mount.unwrap_or(self.directory.path()).to_owned()
+    }
+
+    fn switch_faults(&mut self, on: bool) {
+        if let Some(mount) = &mut self.mount {
+            mount.switch(on);
+        }
+    }
+
+    /// Whether transfers can be wrong without a word.
+    ///
+    /// KERNEL: after a short transfer of a file that FUSE serves with direct I/O, io_uring (Linux
+    /// 6.18) goes on at the right place in memory and at the old one in the file, and reports that
+    /// all was moved.
+    fn is_lied_to(&self) -> bool {
+        let is_short = |mount: &Mount| mount.is_short() && self.is("backend", "io_uring");
+        let lies = |mount: &Mount| mount.lies() || is_short(mount);
+        self.mount.as_ref().is_some_and(lies)
+    }
+
+    /// Whether a call may end so because of the file system.
+    fn is_of_a_fault(&self, status: Status, text: &str) -> bool {
+        match status {
+            // The one behind our back; the call does not say why.
+            Status::Busy => self.mount.is_some() && text.starts_with("a commit failed"),
+            Status::Io | Status::NoSpace => self.mount.is_some(),
+            Status::Checksum | Status::Corrupt | Status::SizeMismatch => self.is_lied_to(),
+            _ => false,
+        }
     }
 
     fn is(&self, key: &str, value: &str) -> bool {
@@ -153,6 +220,21 @@ impl World {
         self.saved.push(self.save());
     }
 
+    /// After a commit that failed: what is found may be what it was to make durable.
+    fn note_commit_in_doubt(&mut self) {
+        let mut saved = self.save();
+        saved.model.step += u64::from(self.is_swapped_out);
+        saved.durable.extend(&self.pending);
+        self.saved.push(saved);
+    }
+
+    /// What was committed before is not found any more, unless storage lies.
+    fn forget_saved(&mut self) {
+        let kept = if self.is_lied_to() { SAVED_MAX } else { 0 };
+        let gone = self.saved.len().saturating_sub(kept);
+        self.saved.drain(..gone);
+    }
+
     fn optimizer(&self) -> &Optimizer {
         self.optimizer.as_ref().unwrap()
     }
@@ -162,10 +244,20 @@ impl World {
         self.step.is_none() && self.held.is_empty() && self.ahead.is_none()
     }
 
+    fn try_open(&self) -> Result<Optimizer, Error> {
+        let directory = self.place();
+        // The first one gets half as much as each of the others, where there are others.
+        let places = (0..self.places).map(|place| {
+            let weight = if place == 0 { 1 } else { 2 };
+            format!("{}={weight}", directory.join(place.to_string()).display())
+        });
+        let path = places.collect::<Vec<_>>().join(",");
+        let settings = [&self.settings[..], &[("path", path.as_str())]].concat();
+        try_open(&self.engine, &directory, &settings, &self.now.types)
+    }
+
     fn open(&mut self) {
-        let types = self.now.types.clone();
-        let opened = try_open(&self.engine, self.directory.path(), &self.settings, &types);
-        self.optimizer = Some(opened.unwrap());
+        self.optimizer = Some(self.try_open().unwrap());
     }
 
     /// Checks the outcome of a call against the errors that are possible; none means success.
@@ -177,6 +269,11 @@ impl World {
             _ => errors.contains(&status),
         };
         let text = result.as_ref().err().map(ToString::to_string);
+        if !is_expected && self.is_of_a_fault(status, text.as_deref().unwrap_or_default()) {
+            self.log.push(format!("    {text:?}"));
+            self.is_in_trouble = true;
+            return None;
+        }
         assert!(is_expected, "{call}: {status:?} {text:?}, not {errors:?}");
         result.ok()
     }
@@ -255,10 +352,11 @@ impl World {
             .is_some()
         {
             self.attached.insert(id);
-            if !is_known {
-                self.known.push(id);
-                self.now.add(id, numel);
-            }
+        }
+        // After a fault it may be registered, or not.
+        if (self.attached.contains(&id) || self.is_in_trouble) && !is_known {
+            self.known.push(id);
+            self.now.add(id, numel);
         }
     }
 
@@ -547,13 +645,15 @@ impl World {
         {
             // What has two versions already would leave no place for a third one.
             if self.is("sync", "commit") && !self.rewritten.is_disjoint(&self.durable) {
-                self.saved.clear();
+                self.forget_saved();
                 self.note_commit();
             }
             self.step = Some(Step {
                 remaining: asked,
                 ..Step::default()
             });
+        } else if self.is_in_trouble {
+            self.note_commit_in_doubt();
         }
     }
 
@@ -687,8 +787,10 @@ impl World {
         if self.settle("commit", result, errors).is_some() {
             self.now.step += u64::from(self.is_swapped_out);
             self.is_swapped_out = false;
-            self.saved.clear();
+            self.forget_saved();
             self.note_commit();
+        } else if self.is_in_trouble {
+            self.note_commit_in_doubt();
         }
     }
 
@@ -768,6 +870,69 @@ impl World {
         }
     }
 
+    /// Has a snapshot made of the last commit.
+    fn begin_snapshot(&mut self) {
+        if self.mount.is_some() {
+            return;
+        }
+        let saved = self.saved.last().unwrap().clone();
+        let mut errors = Vec::new();
+        if self.is("backend", "memory") {
+            errors.push(Status::Unsupported);
+        } else if self.snapshot.is_some() {
+            errors.extend([Status::Busy, Status::Ok]);
+        } else if saved.known.is_empty() {
+            // A commit in the background takes along what is registered until it is done.
+            errors.extend([Status::InvalidArgument, Status::Ok]);
+        }
+        let name = format!("snapshots/{}", self.snapshots_count);
+        let directory = self.directory.path().join(name);
+        let result = self.optimizer().snapshot(&directory);
+        if let Some(ticket) = self.settle("snapshot", result, &errors) {
+            // One that was to be refused for another one may come after the end of that.
+            self.end_snapshot(false);
+            self.snapshots_count += 1;
+            self.snapshot = Some((ticket, directory, saved));
+        }
+    }
+
+    /// Waits for the snapshot, and restores it into a store of other directories and other types.
+    fn end_snapshot(&mut self, is_cancelled: bool) {
+        let Some((ticket, directory, saved)) = self.snapshot.take() else {
+            return;
+        };
+        if is_cancelled {
+            self.engine.cancel(ticket).unwrap();
+        }
+        let ended = self.engine.wait(ticket, None).unwrap().outcome;
+        let errors: &[Status] = match is_cancelled {
+            true => &[Status::Cancelled, Status::Ok],
+            false => &[],
+        };
+        if self.settle("snapshot's end", ended, errors).is_none() {
+            assert!(!directory.exists(), "a half-made snapshot");
+            return;
+        }
+        let store = tempfile::tempdir_in(self.directory.path()).unwrap();
+        let mut expected = saved.model;
+        for types in [expected.types.clone(), F32.to_vec()] {
+            let engine = engine(&[("backend", "threads")]);
+            let settings = [("store", "new"), ("views_max", "1")];
+            let restored = try_open(&engine, store.path(), &settings, &types).unwrap();
+            restored.restore(&directory).unwrap();
+            assert_eq!(restored.step_number(), expected.step);
+            assert_eq!(restored.user_data(), saved.user_data);
+            assert!(restored.parameters_len() >= saved.known.len());
+            expected.types = types;
+            for id in &saved.known {
+                for (state, values) in expected.records[id].states.iter().enumerate() {
+                    let found = read_state(&restored, &expected, *id, state).unwrap();
+                    assert!(found == *values, "{id} {state} of {}", directory.display());
+                }
+            }
+        }
+    }
+
     fn set_user_data(&mut self) {
         let len = *self.random.pick(&[0, 10, 5000, (1 << 20) + 1]);
         if self.step.is_some() {
@@ -788,6 +953,11 @@ impl World {
     /// Getters, and every value where nothing is out.
     fn look(&mut self) {
         let optimizer = self.optimizer();
+        if self.mount.is_some() && optimizer.step_number() < self.now.step {
+            // The commit of a step failed, and all went back to the one before.
+            self.is_in_trouble = true;
+            return;
+        }
         assert_eq!(optimizer.step_number(), self.now.step);
         assert_eq!(optimizer.user_data(), self.user_data);
         assert_eq!(optimizer.parameters_len(), self.known.len());
@@ -802,10 +972,13 @@ impl World {
             "{stats:?}"
         );
         if self.is_idle() {
-            for id in &self.attached {
-                for (state, expected) in self.now.records[id].states.iter().enumerate() {
-                    let found = read_state(optimizer, &self.now, *id, state).unwrap();
-                    assert!(found == *expected, "{id} {state}");
+            for id in self.attached.clone() {
+                for state in 0..self.now.types.len() {
+                    let found = read_state(self.optimizer(), &self.now, id, state);
+                    let Some(found) = self.settle("look", found, &[]) else {
+                        return;
+                    };
+                    assert!(found == self.now.records[&id].states[state], "{id} {state}");
                 }
             }
         }
@@ -816,15 +989,10 @@ impl World {
         if self.is("backend", "memory") {
             return;
         }
-        let durable = self.optimizer().stats().durable_step;
-        self.optimizer = None;
-        self.step = None;
-        self.held.clear();
-        self.ahead = None;
-        self.is_swapped_out = false;
-        self.attached.clear();
-        self.pending.clear();
-        self.rewritten.clear();
+        if self.mount.is_some() {
+            return self.recover();
+        }
+        let durable = self.close();
         self.open();
         let step = self.optimizer().step_number();
         assert!(step >= durable, "{step} < {durable}");
@@ -832,9 +1000,38 @@ impl World {
         let Some(saved) = saved.cloned() else {
             panic!("opened at {step}, which was never committed");
         };
+        self.log.push(format!("reopened at {step}"));
+        self.go_back_to(saved);
+        let leaves_some = self.random.one_in(4);
+        for id in self.known.clone() {
+            if !(leaves_some && self.random.one_in(3)) {
+                self.attach(id);
+            }
+        }
+        self.look();
+    }
+
+    /// Drops the object and all that is known of what was not committed; tells the last step that
+    /// was durable.
+    fn close(&mut self) -> u64 {
+        let durable = self.optimizer().stats().durable_step;
+        self.optimizer = None;
+        // It was told to stop with the optimizer.
+        self.end_snapshot(true);
+        self.step = None;
+        self.held.clear();
+        self.ahead = None;
+        self.is_swapped_out = false;
+        self.attached.clear();
+        self.pending.clear();
+        self.rewritten.clear();
+        durable
+    }
+
+    /// Takes on what was saved, and what was registered since and is found all the same.
+    fn go_back_to(&mut self, saved: Saved) {
         let later = &self.known[saved.known.len()..];
         let numels: Vec<usize> = later.iter().map(|id| self.numel(*id)).collect();
-        self.log.push(format!("reopened at {step}"));
         self.now = saved.model.clone();
         let found = self.optimizer().parameters_len();
         // A commit in the background takes along what is registered until it is done.
@@ -846,33 +1043,120 @@ impl World {
         self.user_data.clone_from(&saved.user_data);
         self.durable.clone_from(&saved.durable);
         self.saved = vec![saved];
-        let leaves_some = self.random.one_in(4);
-        for id in self.known.clone() {
-            if leaves_some && self.random.one_in(3) {
-                continue;
+    }
+
+    fn attach(&mut self, id: u64) {
+        let (numel, name) = (self.numel(id) as u64, format!("p{id}"));
+        let added = self.optimizer().add_parameter(id, Some(&name), numel);
+        added.unwrap();
+        self.attached.insert(id);
+    }
+
+    /// After faults: the store opens at a step that was committed, and every value that it gives is
+    /// of that step. What storage lost without a word is an error, and can be initialized anew.
+    fn recover(&mut self) {
+        self.troubles += u64::from(std::mem::take(&mut self.is_in_trouble));
+        let durable = self.close();
+        if self.random.one_in(2)
+            && let Err(error) = self.try_open()
+        {
+            assert!(self.is_of_a_fault(error.status(), ""), "{error}");
+        }
+        self.switch_faults(false);
+        match self.try_open() {
+            Ok(optimizer) => self.optimizer = Some(optimizer),
+            Err(error) => {
+                let is_lost = self.is_lied_to() && error.status() == Status::Corrupt;
+                assert!(is_lost, "{error}");
+                self.log.push(format!("lost: {error}"));
+                return self.begin_anew();
             }
-            let numel = self.numel(id) as u64;
-            let name = format!("p{id}");
-            self.optimizer()
-                .add_parameter(id, Some(&name), numel)
-                .unwrap();
-            self.attached.insert(id);
+        }
+        let step = self.optimizer().step_number();
+        assert!(step >= durable || self.is_lied_to(), "{step} < {durable}");
+        let found = self.optimizer().parameters_len();
+        let recorded = self.known[..found].to_vec();
+        for id in recorded {
+            self.attach(id);
+        }
+        let mut values = BTreeMap::new();
+        for id in self.attached.clone() {
+            for state in 0..self.now.types.len() {
+                match read_state(self.optimizer(), &self.now, id, state) {
+                    Ok(value) => _ = values.insert((id, state), Some(value)),
+                    Err(error) => {
+                        assert!(self.is_lied_to(), "{error}");
+                        assert_eq!(error.status(), Status::Checksum, "{error}");
+                        values.insert((id, state), None);
+                    }
+                }
+            }
+        }
+        let user_data = self.optimizer().user_data();
+        let is_it = |saved: &&Saved| {
+            let is_equal = |((id, state), value): (&(u64, usize), &Option<Vec<f32>>)| {
+                let record = saved.model.records.get(id);
+                value.as_ref().is_none_or(|value| match record {
+                    Some(record) => *value == record.states[*state],
+                    None => value.iter().all(|value| *value == 0.0),
+                })
+            };
+            saved.model.step == step
+                && saved.user_data == user_data
+                && saved.known.len() <= found
+                && values.iter().all(is_equal)
+        };
+        let saved = self.saved.iter().rev().find(is_it).cloned();
+        let Some(saved) = saved else {
+            panic!("opened at {step} with what was never committed");
+        };
+        self.log.push(format!("reopened at {step} after faults"));
+        self.go_back_to(saved);
+        let is_bad = |((id, _), value): (_, Option<_>)| value.is_none().then_some(id);
+        let bad: BTreeSet<u64> = values.into_iter().filter_map(is_bad).collect();
+        for id in bad {
+            let dtype = self.now.types[0].1;
+            let fresh = rounded(&values_of(self.numel(id), &mut self.random), dtype);
+            let mut bytes = to_bytes(&fresh, dtype);
+            let source = elements(&mut bytes, dtype);
+            let repaired = self.optimizer().initialize_parameters(&[id], &[source]);
+            assert!(repaired.is_ok(), "{repaired:?}");
+            self.set_fresh(id, &fresh);
         }
         self.look();
+        assert!(!self.is_in_trouble);
+        self.switch_faults(true);
+    }
+
+    /// A store whose log is damaged is made anew.
+    fn begin_anew(&mut self) {
+        std::fs::remove_dir_all(self.place().join("rank0")).unwrap();
+        self.known.clear();
+        self.durable.clear();
+        self.user_data.clear();
+        self.now = Model::new(&self.now.types);
+        self.saved = vec![self.save()];
+        self.open();
+        self.switch_faults(true);
     }
 
     fn call(&mut self) {
+        if self.is_in_trouble {
+            return self.recover();
+        }
         // Inside a step mostly what belongs there, so that steps come to an end.
         if self.step.is_some() && !self.random.one_in(5) {
             return match self.random.below(16) {
                 0..=6 => self.step_next(),
-                7..=12 => self.step_done(),
+                7..=11 => self.step_done(),
+                12 if self.random.one_in(4) => self.begin_snapshot(),
+                12 => self.step_done(),
                 13 | 14 => self.step_end(),
                 _ if self.random.one_in(3) => self.step_abort(),
                 _ => {}
             };
         }
-        match self.random.below(60) {
+        match self.random.below(64) {
             0..=4 => self.add_parameter(),
             5 => self.add_state(),
             6..=8 => self.initialize(),
@@ -894,6 +1178,9 @@ impl World {
             53 | 54 => self.access_state(true),
             55 | 56 => self.set_user_data(),
             57 | 58 => self.look(),
+            60 | 61 => self.begin_snapshot(),
+            62 => self.end_snapshot(false),
+            63 => self.end_snapshot(true),
             _ => self.reopen(),
         }
     }
@@ -903,32 +1190,126 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-fn run(seed: u64, backend: &'static str) {
-    let mut world = World::new(seed, backend);
+fn values_of(numel: usize, random: &mut Random) -> Vec<f32> {
+    values(numel, random.next())
+}
+
+/// What struck, and how often a call was met by it.
+#[derive(Default)]
+struct Outcome {
+    struck: BTreeMap<String, u64>,
+    troubles: u64,
+}
+
+fn run(seed: u64, backend: &'static str, mount: Option<Mount>) -> Outcome {
+    let mut world = World::new(seed, backend, mount);
     let calls = number("TSW_TEST_CALLS").map_or(CALLS, |calls| calls as usize);
-    let outcome = catch_unwind(AssertUnwindSafe(|| {
-        (0..calls).for_each(|_| world.call());
-        world.reopen();
-    }));
-    if let Err(panic) = outcome {
-        eprintln!(
-            "{backend}: seed {seed} failed after {} calls",
-            world.log.len()
-        );
-        eprintln!("{}", world.log[0]);
-        let tail = world.log.len().saturating_sub(30).max(1);
-        world.log[tail..]
-            .iter()
-            .for_each(|line| eprintln!("    {line}"));
-        resume_unwind(panic);
+    let what = format!("{backend}: seed {seed}");
+    trial(
+        &what,
+        &mut world,
+        |world| &world.log,
+        |world| {
+            (0..calls).for_each(|_| world.call());
+            world.reopen();
+        },
+    );
+    let struck = world.mount.as_mut().map_or_else(Vec::new, Mount::struck);
+    Outcome {
+        struck: struck.into_iter().collect(),
+        troubles: world.troubles,
+    }
+}
+
+fn seeds(count: u64) -> Vec<u64> {
+    match number("TSW_TEST_SEED") {
+        Some(seed) => vec![seed],
+        None => (0..count).collect(),
     }
 }
 
 fn sweep(backend: &'static str) {
-    match number("TSW_TEST_SEED") {
-        Some(seed) => run(seed, backend),
-        None => (0..SEEDS * scale()).for_each(|seed| run(seed, backend)),
+    for seed in seeds(SEEDS * scale()) {
+        run(seed, backend, None);
     }
+}
+
+/// The same on a file system with this plan, with these backends in turn.
+fn sweep_with(plan: &str, backends: &[&'static str]) -> Outcome {
+    let plan = std::env::var("TSW_TEST_PLAN").unwrap_or(plan.to_owned());
+    let mut all = Outcome::default();
+    for seed in seeds(FAULT_SEEDS * scale()) {
+        let Some(mount) = Mount::new(seed, &plan) else {
+            break;
+        };
+        let backend = backends[seed as usize % backends.len()];
+        let outcome = run(seed, backend, Some(mount));
+        all.troubles += outcome.troubles;
+        for (fault, count) in outcome.struck {
+            *all.struck.entry(fault).or_default() += count;
+        }
+    }
+    println!("{plan}: {:?}, {} calls failed", all.struck, all.troubles);
+    all
+}
+
+const BACKENDS: [&str; 2] = ["io_uring", "threads"];
+
+#[test]
+fn short_and_slow_transfers_are_no_failures() {
+    let outcome = sweep_with(
+        "* read 200 short, * write 200 short, * read 100 delay, * write 100 delay, * sync 100 delay",
+        &["threads"],
+    );
+    assert_eq!(outcome.troubles, 0);
+}
+
+#[test]
+fn short_transfers_that_a_ring_continues_wrongly_are_errors_and_never_values() {
+    sweep_with("data read 200 short, data write 200 short", &["io_uring"]);
+}
+
+#[test]
+fn failing_transfers_lose_nothing_that_was_committed() {
+    sweep_with("* read 30 EIO, * write 30 EIO", &BACKENDS);
+}
+
+#[test]
+fn a_full_disk_loses_nothing_that_was_committed() {
+    sweep_with("* write 30 ENOSPC, * reserve 200 ENOSPC", &BACKENDS);
+}
+
+#[test]
+fn failing_syncs_lengths_names_and_openings_lose_nothing_that_was_committed() {
+    sweep_with(
+        "* sync 50 EIO, * length 50 EIO, * open 50 EIO, * rename 300 EIO",
+        &BACKENDS,
+    );
+}
+
+#[test]
+fn lost_writes_are_errors_and_never_values() {
+    sweep_with("data write 50 lost, log write 50 lost", &BACKENDS);
+}
+
+#[test]
+fn torn_writes_are_errors_and_never_values() {
+    sweep_with("data write 50 torn, log write 50 torn", &BACKENDS);
+}
+
+#[test]
+fn stale_reads_are_errors_and_never_values() {
+    sweep_with("data read 50 stale, log read 50 stale", &BACKENDS);
+}
+
+#[test]
+fn all_faults_at_once_are_errors_and_never_values() {
+    sweep_with(
+        "* read 5 EIO, * write 5 EIO, * reserve 50 ENOSPC, * sync 10 EIO, * read 20 delay, \
+         * write 20 delay, data write 10 lost, data write 10 torn, \
+         data read 10 stale, log write 10 torn, log write 10 lost",
+        &BACKENDS,
+    );
 }
 
 #[test]

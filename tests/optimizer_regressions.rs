@@ -20,6 +20,7 @@ use tensorswap::base::dtype::Dtype;
 use tensorswap::base::error::Status;
 use tensorswap::io::{Engine, FaultPlan};
 use tensorswap::optimizer::Optimizer;
+use tensorswap::store::StoreReader;
 use training::*;
 
 /// A store of some parameters with masters initialized and nothing committed.
@@ -524,5 +525,42 @@ fn a_resumed_run_keeps_step_and_moments_and_goes_on_as_if_never_stopped() {
             assert!(values.iter().any(|value| *value != 0.0));
         }
         optimizer = Some(resumed);
+    }
+}
+
+#[test]
+fn a_record_that_is_given_back_unchanged_is_not_written() {
+    for pipeline in ["on", "off"] {
+        let settings = [("cache_bytes", "0"), ("pipeline_write", pipeline)];
+        let (directory, _engine, optimizer, mut model) = setup(&settings, &[5000, 90_000, 700]);
+        optimizer.commit().unwrap();
+        let rank = directory.path().join("rank0");
+        let generations = || -> Vec<u32> {
+            let reader = StoreReader::open(&[&rank]).unwrap();
+            let parameters = reader.parameters();
+            parameters.map(|parameter| parameter.generation).collect()
+        };
+        let (before, old) = (optimizer.stats(), generations());
+        step(&optimizer, &mut model, None, 1, &|_| true);
+        optimizer.commit().unwrap();
+        let after = optimizer.stats();
+        assert_eq!(after.written_bytes, before.written_bytes);
+        assert_eq!(after.store_written_bytes, before.store_written_bytes);
+        assert_eq!(generations(), old);
+        // Of one that is changed only its own bytes are.
+        step(&optimizer, &mut model, None, 1, &|id| id != 1);
+        optimizer.commit().unwrap();
+        let written = optimizer.stats().written_bytes - before.written_bytes;
+        assert!(
+            (90_000 * 12..90_000 * 12 + 3 * 16384).contains(&written),
+            "{written}"
+        );
+        assert_eq!(generations(), [old[0], old[1] + 1, old[2]]);
+        let reader = StoreReader::open(&[&rank]).unwrap();
+        assert_eq!(
+            reader.written_bytes(),
+            optimizer.stats().store_written_bytes
+        );
+        verify(&optimizer, &model, pipeline);
     }
 }

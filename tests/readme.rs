@@ -5,20 +5,20 @@
 
 mod common;
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The code blocks of a document in one language.
+use common::listings::{links, listings};
+use common::programs::{self, Checked, Linked};
+
+/// The listings of a document in one language.
 fn blocks(document: &str, language: &str) -> Vec<String> {
     let text = std::fs::read_to_string(common::root().join(document)).unwrap();
-    text.split("```")
-        .skip(1)
-        .step_by(2)
-        .filter_map(|block| {
-            block
-                .strip_prefix(&format!("{language}\n"))
-                .map(str::to_owned)
-        })
+    let found = listings(&text).into_iter();
+    found
+        .filter(|listing| listing.language == language)
+        .map(|listing| listing.text)
         .collect()
 }
 
@@ -26,20 +26,9 @@ fn blocks(document: &str, language: &str) -> Vec<String> {
 fn compiled(program: &str, directory: &Path, lines_max: usize) -> PathBuf {
     let lines = program.lines().count();
     assert!(lines <= lines_max, "the program has {lines} lines");
-    let source = directory.join("program.c");
+    let (source, executable) = (directory.join("program.c"), directory.join("program"));
     std::fs::write(&source, program).unwrap();
-    let library = common::libraries().shared.parent().unwrap();
-    let executable = directory.join("program");
-    let mut compile = common::compiler(false);
-    compile
-        .args(["-std=c11", "-Wall", "-Wextra", "-Werror"])
-        .arg(&source)
-        .arg(format!("-I{}", common::root().join("include").display()))
-        .arg(format!("-L{}", library.display()))
-        .arg(format!("-Wl,-rpath,{}", library.display()))
-        .args(["-ltensorswap", "-o"])
-        .arg(&executable);
-    common::run(&mut compile);
+    programs::build(&source, &executable, Linked::Shared, Checked::Plain);
     executable
 }
 
@@ -71,19 +60,8 @@ fn the_program_that_writes_for_prometheus_runs() {
 #[test]
 fn the_command_that_draws_a_timeline_runs() {
     let directory = common::directory();
-    let program = directory.path().join("train_adam");
+    let program = programs::example("train_adam.c", directory.path());
     let root = common::root();
-    let mut compile = common::compiler(false);
-    let library = common::libraries().shared.parent().unwrap();
-    compile
-        .args(["-std=c11", "-O1", "-pthread"])
-        .arg(root.join("examples_c/train_adam.c"))
-        .arg(format!("-I{}", root.join("include").display()))
-        .arg(format!("-L{}", library.display()))
-        .arg(format!("-Wl,-rpath,{}", library.display()))
-        .args(["-ltensorswap", "-lm", "-o"])
-        .arg(&program);
-    common::run(&mut compile);
     let listing = blocks("docs/OBSERVING.md", "sh").remove(0);
     let mut words = listing.split_whitespace();
     assert_eq!(words.next(), Some("examples_c/build/train_adam"));
@@ -114,6 +92,49 @@ fn the_command_that_draws_a_timeline_runs() {
 }
 
 #[test]
+fn a_training_goes_on_with_another_number_of_ranks_and_ends_with_the_same_bits() {
+    let Some(tool) = common::tool() else {
+        return println!("skipped: the command line tool is not built: cargo test does");
+    };
+    let directory = common::directory();
+    let listing = blocks("README.md", "sh")
+        .into_iter()
+        .find(|listing| listing.contains("tensorswap reshard"))
+        .unwrap();
+    // A smaller model, and a shorter text, than a reader would have.
+    let root = common::root();
+    let program = programs::example("train_adam.c", directory.path());
+    let build = directory.path().join("examples_c/build");
+    std::fs::create_dir_all(&build).unwrap();
+    let script = format!(
+        "#!/bin/sh\nexec {} --hidden 136 \"$@\" {}\n",
+        program.display(),
+        root.join("README.md").display()
+    );
+    let path = build.join("train_adam");
+    std::fs::write(&path, script).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let paths = format!(
+        "{}:{}",
+        tool.parent().unwrap().display(),
+        std::env::var("PATH").unwrap()
+    );
+    let output = common::run(
+        Command::new("sh")
+            .args(["-euc", &listing])
+            .env("PATH", paths)
+            .current_dir(directory.path()),
+    );
+    let sums: Vec<&str> = output
+        .lines()
+        .filter(|line| line.starts_with("checksum"))
+        .collect();
+    assert_eq!(sums.len(), 3, "{output}");
+    assert_eq!(sums[0], sums[2], "{output}");
+    assert_ne!(sums[0], sums[1], "{output}");
+}
+
+#[test]
 fn the_files_that_documents_link_to_exist() {
     let root = common::root();
     let documents = std::fs::read_dir(root.join("docs")).unwrap();
@@ -124,14 +145,8 @@ fn the_files_that_documents_link_to_exist() {
     let mut count = 0;
     for document in documents {
         let text = std::fs::read_to_string(&document).unwrap();
-        // Not in listings, where a lambda looks like a link.
-        let links = text
-            .split("```")
-            .step_by(2)
-            .flat_map(|prose| prose.split("](").skip(1))
-            .filter_map(|rest| rest.split([')', '#']).next())
-            .filter(|link| !link.starts_with("http") && !link.is_empty());
-        for link in links {
+        let links = links(&text).into_iter();
+        for link in links.filter(|link| !link.starts_with("http")) {
             count += 1;
             let target = document.parent().unwrap().join(link);
             assert!(target.exists(), "{} links to {link}", document.display());

@@ -56,7 +56,7 @@ fn a_reader_tells_what_was_committed_and_changes_nothing() {
     let place = directory();
     let (model, store) = trained(place.path());
     let before = contents(&store);
-    let reader = StoreReader::open(&store).unwrap();
+    let reader = StoreReader::open(&[&store]).unwrap();
     assert_eq!((reader.step(), reader.user_data()), (2, &b"epoch 4"[..]));
     let states: Vec<_> = reader
         .states()
@@ -86,7 +86,7 @@ fn a_reader_tells_what_was_committed_and_changes_nothing() {
 fn every_damaged_state_is_named_and_the_others_are_good() {
     let place = directory();
     let (_, store) = trained(place.path());
-    let parameters: Vec<(u64, u64, u64)> = StoreReader::open(&store)
+    let parameters: Vec<(u64, u64, u64)> = StoreReader::open(&[&store])
         .unwrap()
         .parameters()
         .map(|parameter| {
@@ -105,7 +105,7 @@ fn every_damaged_state_is_named_and_the_others_are_good() {
         data.read_exact_at(&mut byte, at).unwrap();
         data.write_all_at(&[byte[0] ^ 1], at).unwrap();
         data.sync_all().unwrap();
-        let reader = StoreReader::open(&store).unwrap();
+        let reader = StoreReader::open(&[&store]).unwrap();
         let error = reader.verify(index).unwrap_err();
         assert_eq!(error.status(), Status::Checksum);
         let expected =
@@ -127,11 +127,11 @@ fn a_store_in_use_is_read_as_it_was_committed_last() {
     let engine = engine(&[]);
     let optimizer = open(&engine, place.path(), &[], &model);
     let store = place.path().join("rank0");
-    assert_eq!(StoreReader::open(&store).unwrap().parameters().len(), 0);
+    assert_eq!(StoreReader::open(&[&store]).unwrap().parameters().len(), 0);
     initialize(&optimizer, &mut model, 1);
     optimizer.commit().unwrap();
     for round in 0..5 {
-        let reader = StoreReader::open(&store).unwrap();
+        let reader = StoreReader::open(&[&store]).unwrap();
         assert_eq!(reader.step(), round);
         assert_eq!(reader.parameters().len(), 1);
         reader.verify(0).unwrap();
@@ -147,7 +147,7 @@ fn a_store_in_use_is_read_as_it_was_committed_last() {
 #[test]
 fn what_is_no_store_is_said_to_be_none() {
     let place = directory();
-    let message = |path: &Path| StoreReader::open(path).unwrap_err();
+    let message = |path: &Path| StoreReader::open(&[path]).unwrap_err();
     let missing = message(&place.path().join("nowhere"));
     assert_eq!(missing.status(), Status::NotFound);
     let empty = message(place.path());
@@ -172,7 +172,7 @@ fn what_is_no_store_is_said_to_be_none() {
     assert_eq!(error.status(), Status::Corrupt);
     assert!(error.to_string().contains("log at 64: "), "{error}");
     std::fs::write(store.join("log"), &log).unwrap();
-    StoreReader::open(&store).unwrap();
+    StoreReader::open(&[&store]).unwrap();
     std::fs::remove_file(store.join("data")).unwrap();
     assert_eq!(message(&store).status(), Status::Corrupt);
 }

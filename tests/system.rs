@@ -7,6 +7,7 @@
     unsafe_code,
     clippy::unwrap_used,
     clippy::cast_possible_truncation,
+    clippy::print_stdout,
     reason = "a test"
 )]
 
@@ -16,7 +17,8 @@ mod training;
 
 use std::ffi::CString;
 use std::io::Write;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -24,6 +26,7 @@ use tensorswap::base::dtype::Dtype;
 use tensorswap::base::error::{Error, Status};
 use tensorswap::base::units::{KIB, MIB};
 use tensorswap::io::Engine;
+use tensorswap::optimizer::Optimizer;
 use tensorswap::swapper::Swapper;
 
 use support::{Random, keep, path, pattern, read, tensor, wait, write};
@@ -73,6 +76,39 @@ impl Mount {
             _directory: directory,
         })
     }
+
+    /// Unmounts, which takes that nobody has a file open, and mounts again.
+    fn again(&self) {
+        // A driver closes its files behind the back of whoever dropped it.
+        let patience = std::time::Duration::from_millis(20);
+        let mut outcome = Ok(());
+        for _ in 0..500 {
+            outcome = succeeds(system("umount").arg(&self.point));
+            // Where nothing is mounted any more, the image may still be in use.
+            if outcome.is_ok() || !self.is_mounted() {
+                break;
+            }
+            std::thread::sleep(patience);
+        }
+        assert!(outcome.is_ok() || !self.is_mounted(), "{outcome:?}");
+        let image = self.point.with_file_name("image");
+        while !devices_of(&image).is_empty() {
+            std::thread::sleep(patience);
+        }
+        let mut mount = system("mount");
+        mount.args(["-o", "loop"]).arg(image).arg(&self.point);
+        assert_eq!(succeeds(&mut mount), Ok(()));
+    }
+
+    fn is_mounted(&self) -> bool {
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        mounts.contains(self.point.to_str().unwrap())
+    }
+}
+
+/// The loop devices that an image is behind.
+fn devices_of(image: &Path) -> String {
+    common::run(system("losetup").arg("-j").arg(image))
 }
 
 impl Drop for Mount {
@@ -377,6 +413,62 @@ fn a_capped_tmpfs_round_trips_fills_and_recovers() {
     on_file_system("tmpfs", 32 * MIB, 4 << 20);
 }
 
+/// What a snapshot relies on to take no time and no space, and to stay as it is.
+fn shares_blocks(kind: &str) {
+    let Some(mount) = Mount::new(kind, 400 * MIB, &[]) else {
+        return;
+    };
+    let [from, to] = ["from", "to"].map(|name| mount.point.join(name));
+    let mut bytes = pattern(150 << 20, 5);
+    std::fs::write(&from, &bytes).unwrap();
+    let writable = |path: &Path| {
+        let mut options = std::fs::File::options();
+        options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .unwrap()
+    };
+    let (source, target) = (writable(&from), writable(&to));
+    target.set_len(200 << 20).unwrap();
+    source.sync_all().unwrap();
+    let free = || tensorswap::sys::free_bytes(source.as_fd()).unwrap();
+    let before = free();
+    let clone = |to: BorrowedFd<'_>| {
+        tensorswap::sys::clone_range(source.as_fd(), 4096, (150 << 20) - 8192, to, 8192)
+    };
+    assert_eq!(clone(target.as_fd()), Ok(()), "{kind}");
+    target.sync_all().unwrap();
+    // Only what says where the blocks are is new.
+    assert!(
+        before.abs_diff(free()) < 8 * MIB,
+        "{kind}: {before}, {}",
+        free()
+    );
+    source.write_all_at(&[0xff; 10_000], 70 << 20).unwrap();
+    let copy = std::fs::read(&to).unwrap();
+    assert_eq!(copy.len(), 200 << 20);
+    assert!(copy[8192..(150 << 20)] == bytes[4096..(150 << 20) - 4096]);
+    bytes.fill(0);
+    assert!(copy[..8192] == bytes[..8192] && copy[150 << 20..] == bytes[..50 << 20]);
+
+    let elsewhere = support::directory();
+    let other = writable(&elsewhere.path().join("to"));
+    assert_eq!(clone(other.as_fd()), Err(libc::EXDEV), "{kind}");
+}
+
+#[test]
+fn xfs_shares_blocks() {
+    shares_blocks("xfs");
+}
+
+#[test]
+fn btrfs_shares_blocks() {
+    shares_blocks("btrfs");
+}
+
 /// Files that the caller deleted must not keep the last inodes either.
 #[test]
 fn a_file_system_out_of_inodes_recovers_when_files_are_deleted() {
@@ -490,6 +582,308 @@ fn an_optimizer_trains_and_commits_on_a_full_xfs() {
     trains_on_a_full_file_system("xfs", 300 * MIB);
 }
 
+/// Where every write takes new space, training itself meets the full disk: that is told, and what
+/// was committed is there, and so it is with space again.
+#[test]
+fn an_optimizer_on_a_full_btrfs_loses_nothing_that_was_committed() {
+    let Some(mount) = Mount::new("btrfs", 256 * MIB, &[]) else {
+        return;
+    };
+    let mut training = Training::new(&mount.point);
+    for _ in 0..3 {
+        training.step().unwrap();
+    }
+    let filling = mount.point.join("filling");
+    fill(&filling);
+    let mut told = 0;
+    for _ in 0..6 {
+        if let Err(error) = training.step() {
+            assert_no_space(&error, mount.point.to_str().unwrap());
+            told += 1;
+            training = training.opened_again();
+        }
+    }
+    println!("btrfs: {told} of 6 steps met the full disk");
+    std::fs::remove_file(filling).unwrap();
+    training = training.opened_again();
+    for _ in 0..3 {
+        training.step().unwrap();
+    }
+    training.opened_again();
+}
+
+/// A training whose steps may fail, with the models at the end of all those that may be found.
+struct Training {
+    engine: Engine,
+    directory: PathBuf,
+    optimizer: Option<Optimizer>,
+    model: Model,
+    history: Vec<Model>,
+}
+
+const NUMELS: [usize; 5] = [1, 60_000, 300_000, 777, 100_001];
+
+impl Training {
+    fn new(directory: &Path) -> Training {
+        Training::on(support::engine(&[]), directory)
+    }
+
+    fn on(engine: Engine, directory: &Path) -> Training {
+        let mut model = Model::new(&training::F32);
+        for (id, numel) in (0..).zip(NUMELS) {
+            model.add(id, numel);
+        }
+        let optimizer = training::open(&engine, directory, &[], &model);
+        training::initialize(&optimizer, &mut model, 1);
+        optimizer.commit().unwrap();
+        Training {
+            engine,
+            directory: directory.to_owned(),
+            optimizer: Some(optimizer),
+            history: vec![model.clone()],
+            model,
+        }
+    }
+
+    fn optimizer(&self) -> &Optimizer {
+        self.optimizer.as_ref().unwrap()
+    }
+
+    /// Begins a step with a gradient for each second parameter.
+    fn begin(&mut self) -> Result<(), Error> {
+        let number = self.model.step + 1;
+        for id in (0..NUMELS.len() as u64).step_by(2) {
+            let slope = training::values(self.model.records[&id].numel, number * 100 + id);
+            let mut bytes = training::to_bytes(&slope, Dtype::F32);
+            let tensor = training::elements(&mut bytes, Dtype::F32);
+            self.optimizer().swap_out_gradients(id, &[0], &[tensor])?;
+            self.model.add_gradient(id, 0, &slope, false);
+        }
+        self.optimizer().step_begin(None)
+    }
+
+    /// Gives out the next record, checks and changes it; false where there is none left.
+    fn next(&mut self) -> Result<bool, Error> {
+        let next = self.optimizer().step_next();
+        let Some(view) = next.map_err(|failed| failed.error)? else {
+            return Ok(false);
+        };
+        for (state, found) in view.states().enumerate() {
+            let expected = &self.model.records[&view.id].states[state];
+            assert!(training::load(found) == *expected, "{} {state}", view.id);
+        }
+        training::update(&view, self.model.step + 1);
+        self.optimizer().step_done(view.id, true)?;
+        Ok(true)
+    }
+
+    fn end(&mut self) -> Result<(), Error> {
+        // It may be durable also where that is not told.
+        let mut after = self.model.clone();
+        for id in 0..NUMELS.len() as u64 {
+            after.update(id);
+        }
+        after.step += 1;
+        after.end_gradients();
+        self.history.push(after.clone());
+        self.optimizer().step_end()?;
+        self.model = after;
+        self.optimizer().commit()
+    }
+
+    fn step(&mut self) -> Result<(), Error> {
+        self.begin()?;
+        while self.next()? {}
+        self.end()
+    }
+
+    /// Goes on with the open step, and with others, until a call fails, which one must.
+    fn goes_on_until_it_fails(&mut self) -> Error {
+        for _ in 0..20 {
+            let mut rest = || {
+                while self.next()? {}
+                self.end()?;
+                self.begin()
+            };
+            if let Err(error) = rest() {
+                return error;
+            }
+        }
+        panic!("20 steps without storage");
+    }
+
+    /// Drops it and lets the next one open the store: at the last durable step, or a later one.
+    fn opened_again(mut self) -> Training {
+        let durable = self.optimizer().stats().durable_step;
+        self.optimizer = None;
+        self.reopened(durable)
+    }
+
+    fn reopened(mut self, durable: u64) -> Training {
+        let model = Model::new(&training::F32);
+        let optimizer = training::open(&self.engine, &self.directory, &[], &model);
+        let step = optimizer.step_number();
+        assert!(step >= durable, "{step} < {durable}");
+        self.model = self
+            .history
+            .iter()
+            .rev()
+            .find(|model| model.step == step)
+            .unwrap()
+            .clone();
+        for (id, record) in &self.model.records {
+            let name = format!("p{id}");
+            optimizer
+                .add_parameter(*id, Some(&name), record.numel as u64)
+                .unwrap();
+        }
+        training::verify(&optimizer, &self.model, "opened again");
+        self.history = vec![self.model.clone()];
+        self.optimizer = Some(optimizer);
+        self
+    }
+}
+
+/// Told clearly: what failed, where, and why.
+fn assert_clear(error: &Error, point: &Path, statuses: &[Status]) {
+    assert!(statuses.contains(&error.status()), "{error}");
+    let text = error.to_string();
+    assert!(text.contains(point.to_str().unwrap()), "{text}");
+}
+
+/// What takes storage away under a step that is half done.
+fn loses_its_storage(kind: &str, size_bytes: u64, statuses: &[Status], take: &dyn Fn(&Mount)) {
+    let Some(mount) = Mount::new(kind, size_bytes, &[]) else {
+        return;
+    };
+    let all = [2, 0, NUMELS.len()];
+    let moments = if support::is_long() {
+        &all[..]
+    } else {
+        &all[..1]
+    };
+    for &done in moments {
+        let mut training = Training::new(&mount.point);
+        for _ in 0..3 {
+            training.step().unwrap();
+        }
+        training.begin().unwrap();
+        for _ in 0..done {
+            assert!(training.next().unwrap());
+        }
+        take(&mount);
+        let failed = training.goes_on_until_it_fails();
+        println!("{kind}, {done} records into the step: {failed}");
+        assert_clear(&failed, &mount.point, statuses);
+        // Whatever else is asked gets an answer, and no wrong one.
+        let optimizer = training.optimizer();
+        let aborted = optimizer.step_abort();
+        println!("    step_abort: {aborted:?}");
+        for id in 0..NUMELS.len() as u64 {
+            let read = training::read_state(optimizer, &training.model, id, 0);
+            let step = optimizer.step_number();
+            let mut possible = training.history.iter().chain([&training.model]);
+            assert!(
+                read.as_ref().map_or(true, |found| possible
+                    .any(|model| model.step == step && model.records[&id].states[0] == *found)),
+                "{id}"
+            );
+        }
+        let durable = optimizer.stats().durable_step;
+        training.optimizer = None;
+        training.engine = support::engine(&[]);
+        mount.again();
+        let mut training = training.reopened(durable);
+        for _ in 0..2 {
+            training.step().unwrap();
+        }
+        drop(training);
+        std::fs::remove_dir_all(mount.point.join("rank0")).unwrap();
+    }
+}
+
+const LOST: [Status; 3] = [Status::Io, Status::NotFound, Status::Permission];
+
+#[test]
+fn an_ext4_that_turns_read_only_in_mid_step_loses_nothing() {
+    loses_its_storage("ext4", 64 * MIB, &LOST, &|mount| {
+        // As after an error of the drive: it cannot be turned read-only while files are open.
+        let mut abort = system("mount");
+        abort.args(["-o", "remount,abort"]).arg(&mount.point);
+        assert_eq!(succeeds(&mut abort), Ok(()));
+    });
+}
+
+#[test]
+fn an_xfs_that_shuts_down_in_mid_step_loses_nothing() {
+    loses_its_storage("xfs", 300 * MIB, &LOST, &|mount| {
+        let mut shutdown = system("xfs_io");
+        shutdown.args(["-x", "-c", "shutdown"]).arg(&mount.point);
+        assert_eq!(succeeds(&mut shutdown), Ok(()));
+    });
+}
+
+fn detach(mount: &Mount) {
+    let mut detach = system("umount");
+    detach.arg("-l").arg(&mount.point);
+    assert_eq!(succeeds(&mut detach), Ok(()));
+}
+
+#[test]
+fn an_ext4_unmounted_lazily_in_mid_step_loses_nothing() {
+    loses_its_storage("ext4", 64 * MIB, &LOST, &detach);
+}
+
+#[test]
+fn an_xfs_unmounted_lazily_in_mid_step_loses_nothing() {
+    loses_its_storage("xfs", 300 * MIB, &LOST, &detach);
+}
+
+#[test]
+fn a_btrfs_unmounted_lazily_in_mid_step_loses_nothing() {
+    loses_its_storage("btrfs", 256 * MIB, &LOST, &detach);
+}
+
+/// While a store is open its file system cannot be turned read-only; once it was, opening says so,
+/// and all is there when it can be written again.
+#[test]
+fn a_file_system_remounted_read_only_is_refused_clearly_and_used_again() {
+    for (kind, size_bytes) in [("ext4", 64 * MIB), ("xfs", 300 * MIB), ("btrfs", 256 * MIB)] {
+        let Some(mount) = Mount::new(kind, size_bytes, &[]) else {
+            continue;
+        };
+        let remount = |how: &str| {
+            let mut remount = system("mount");
+            succeeds(
+                remount
+                    .args(["-o", &format!("remount,{how}")])
+                    .arg(&mount.point),
+            )
+        };
+        let mut training = Training::new(&mount.point);
+        training.begin().unwrap();
+        assert!(training.next().unwrap());
+        assert!(remount("ro").is_err(), "{kind}");
+        while training.next().unwrap() {}
+        training.end().unwrap();
+        training.step().unwrap();
+        let durable = training.optimizer().stats().durable_step;
+        training.optimizer = None;
+        training.engine = support::engine(&[]);
+        while remount("ro").is_err() {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        let types = &training.model.types;
+        let opened = training::try_open(&training.engine, &mount.point, &[], types);
+        let error = opened.unwrap_err();
+        assert_eq!(error.os_error(), libc::EROFS, "{kind}: {error}");
+        assert_clear(&error, &mount.point, &[Status::Io, Status::Permission]);
+        assert_eq!(remount("rw"), Ok(()));
+        let mut training = training.reopened(durable);
+        training.step().unwrap();
+    }
+}
+
 #[test]
 fn files_in_memory_work_with_or_without_direct_io() {
     let Ok(directory) = tempfile::tempdir_in("/dev/shm") else {
@@ -505,7 +899,7 @@ fn files_in_memory_work_with_or_without_direct_io() {
         swapper_round_trips(&engine, directory.path());
         // KERNEL: since 6.6 tmpfs takes O_DIRECT; before, every file falls back and is counted.
         let mut options = std::fs::OpenOptions::new();
-        options.write(true).create(true);
+        options.read(true).write(true).create(true);
         options.custom_flags(libc::O_DIRECT);
         let is_direct = options.open(directory.path().join("probe")).is_ok();
         let fallbacks = engine.stats().swap_out.fallbacks_count;
@@ -612,6 +1006,19 @@ fn refused_ring(errno: i32, name: &str) {
     assert!(reason.contains("seccomp"), "{reason}");
     round_trips(&engine, directory.path());
     swapper_round_trips(&engine, directory.path());
+    trains(engine, directory.path());
+}
+
+/// Some steps, and the store opened again.
+fn trains(engine: Engine, directory: &Path) {
+    let mut training = Training::on(engine, &directory.join("store"));
+    for _ in 0..3 {
+        training.step().unwrap();
+    }
+    training = training.opened_again();
+    training.step().unwrap();
+    drop(training);
+    std::fs::remove_dir_all(directory.join("store")).unwrap();
 }
 
 #[test]
@@ -668,6 +1075,7 @@ fn child_with_little_locked_memory() {
         drop(buffer);
         round_trips(&engine, directory.path());
         swapper_round_trips(&engine, directory.path());
+        trains(engine, directory.path());
 
         let strict = support::engine(&[settings[0], settings[1], ("pin", "require")]);
         let error = strict.allocate_buffer(MIB).unwrap_err();
@@ -678,6 +1086,16 @@ fn child_with_little_locked_memory() {
         let name = path(directory.path(), "strict");
         let odd = write(&strict, &name, &[1; 100], 0).outcome.unwrap_err();
         assert_eq!(odd.status(), Status::Memlock, "{odd}");
+        // And so is the room for records.
+        let store = directory.path().join("strict store");
+        let optimizer = training::try_open(&strict, &store, &[], &training::F32).unwrap();
+        optimizer.add_parameter(1, None, 100_000).unwrap();
+        let mut bytes = training::to_bytes(&training::values(100_000, 1), Dtype::F32);
+        let source = training::elements(&mut bytes, Dtype::F32);
+        let error = optimizer
+            .initialize_parameters(&[1], &[source])
+            .unwrap_err();
+        assert_eq!(error.status(), Status::Memlock, "{error}");
     }
 }
 
@@ -728,12 +1146,54 @@ fn child_with_few_descriptors() {
         }
         assert!(back == files);
         assert!(engine.stats().open_files_count <= 16);
+        swapper_round_trips(&engine, directory.path());
+        trains(engine, directory.path());
     }
 }
 
 #[test]
 fn a_limit_on_the_size_of_files_is_a_clear_error() {
     in_child("child_with_small_files");
+    in_child("child_with_small_files_that_its_signal_would_end");
+}
+
+/// Where nobody ignores `SIGXFSZ`, which ends a process.
+#[test]
+#[ignore = "run by a_limit_on_the_size_of_files_is_a_clear_error"]
+fn child_with_small_files_that_its_signal_would_end() {
+    if !is_child() {
+        return;
+    }
+    let directory = support::directory();
+    let small = 16 * MIB;
+    limit(libc::RLIMIT_FSIZE, small);
+    for backend in ["io_uring", "threads"] {
+        let Some(engine) = started(backend) else {
+            continue;
+        };
+        let name = path(directory.path(), backend);
+        let bytes = pattern(20 << 20, 9);
+        let error = write(&engine, &name, &bytes, 0).outcome.unwrap_err();
+        assert_eq!(error.os_error(), libc::EFBIG, "{error}");
+        let swapper = swapper(&engine);
+        let mut bytes = bytes.clone();
+        let swapped = swapper.swap_out(&[tensor(&mut bytes, 0)], &[&name]);
+        let error = swapped.and(swapper.flush(support::PATIENCE)).unwrap_err();
+        assert_eq!(error.os_error(), libc::EFBIG, "{error}");
+
+        // What fits is trained; what does not is refused, and takes nothing.
+        let mut training = Training::on(engine, &directory.path().join("store"));
+        training.step().unwrap();
+        let error = training.optimizer().add_parameter(9, None, 10_000_000);
+        let error = error.unwrap_err();
+        assert_eq!(error.os_error(), libc::EFBIG, "{error}");
+        assert_clear(&error, &training.directory, &[Status::Io]);
+        training.step().unwrap();
+        let mut training = training.opened_again();
+        training.step().unwrap();
+        drop(training);
+        std::fs::remove_dir_all(directory.path().join("store")).unwrap();
+    }
 }
 
 #[test]

@@ -122,7 +122,18 @@ impl Training {
         Ok(training)
     }
 
-    fn open(&self, settings: &[(&str, String)]) -> Result<(Engine, Optimizer)> {
+    /// Opens the store and registers all parameters.
+    pub(crate) fn open(&self, settings: &[(&str, String)]) -> Result<(Engine, Optimizer)> {
+        let (engine, optimizer) = self.open_empty(settings)?;
+        for (id, numel) in (0..).zip(&self.shape.numels) {
+            let numel = u64::try_from(*numel).map_err(other)?;
+            optimizer.add_parameter(id, None, numel).map_err(other)?;
+        }
+        Ok((engine, optimizer))
+    }
+
+    /// Opens a store with the states, and registers no parameter.
+    pub(crate) fn open_empty(&self, settings: &[(&str, String)]) -> Result<(Engine, Optimizer)> {
         let mut config = Config::new();
         let path = self
             .directory
@@ -141,10 +152,6 @@ impl Training {
             optimizer
                 .add_state(name, dtype, disk_dtype)
                 .map_err(other)?;
-        }
-        for (id, numel) in (0..).zip(&self.shape.numels) {
-            let numel = u64::try_from(*numel).map_err(other)?;
-            optimizer.add_parameter(id, None, numel).map_err(other)?;
         }
         Ok((engine, optimizer))
     }
@@ -170,7 +177,8 @@ impl Training {
         (index * 7919 + step * 104_729) % SHIFTS
     }
 
-    fn give_gradients(&mut self, optimizer: &Optimizer) -> Result<()> {
+    /// Gives the next step its gradients.
+    pub(crate) fn give_gradients(&mut self, optimizer: &Optimizer) -> Result<()> {
         optimizer.pre_backward().map_err(other)?;
         for (id, (index, numel)) in (0..).zip(self.shape.numels.clone().into_iter().enumerate()) {
             let shift = self.shift(index);
@@ -182,7 +190,7 @@ impl Training {
     }
 
     /// One step; seconds from its beginning to its end.
-    fn step(&self, optimizer: &Optimizer, threads: usize) -> Result<f64> {
+    pub(crate) fn step(&self, optimizer: &Optimizer, threads: usize) -> Result<f64> {
         let rates = Rates::of(self.steps_done + 1);
         let start = Instant::now();
         optimizer.step_begin(None).map_err(other)?;
@@ -210,7 +218,7 @@ impl Training {
     }
 
     /// The step in memory, for the parameters that are followed.
-    fn follow(&mut self) {
+    pub(crate) fn follow(&mut self) {
         let rates = Rates::of(self.steps_done + 1);
         let mut followed = std::mem::take(&mut self.followed);
         for Followed { index, states } in &mut followed {
@@ -293,6 +301,11 @@ impl Training {
     /// Compares the parameters that were followed with what the store holds, bit for bit.
     pub(crate) fn verify(&self) -> Result<()> {
         let (_engine, optimizer) = self.open(&[("store", "existing".to_owned())])?;
+        self.compare(&optimizer)
+    }
+
+    /// Does so with an open store.
+    pub(crate) fn compare(&self, optimizer: &Optimizer) -> Result<()> {
         if optimizer.step_number() != self.steps_done {
             return Err(other(format!("{} steps are missing", self.steps_done)));
         }

@@ -4,7 +4,7 @@ use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 use crate::failure::{Failure, Outcome};
-use crate::{bench, doctor, inspect, man, output, plan, tune};
+use crate::{bench, doctor, inspect, man, output, plan, rebalance, reshard, tune};
 
 /// How every command ends: a title, a line for each status, and a remark. Part of the help and of
 /// every page of the manual.
@@ -38,6 +38,8 @@ pub(crate) enum Command {
     Tune(tune::Options),
     Inspect(inspect::Options),
     Plan(plan::Options),
+    Rebalance(rebalance::Options),
+    Reshard(reshard::Options),
     Completions(man::CompletionsOptions),
     #[command(hide = true)]
     Man(man::ManOptions),

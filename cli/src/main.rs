@@ -1,13 +1,13 @@
 //! The command line tool of tensorswap.
 //!
-//! Looks at a machine (`doctor`), at a drive (`bench`, `tune`), at a store (`inspect`), and at what
-//! a model will need (`plan`). Each command lies in the folder of its name: it checks its
-//! arguments, gathers what it reports in one plain structure, and prints that as text or JSON.
+//! Looks at a machine (`doctor`), at a drive (`bench`, `tune`), at stores and snapshots (`inspect`),
+//! and at what a model will need (`plan`); moves stores (`rebalance`) and cuts snapshots anew
+//! (`reshard`). Each command lies in the folder of its name: it checks its arguments, gathers what it reports in one plain structure, and prints that as text or JSON.
 //! What is a matter of the library is asked of the library: nothing about stores, pinned memory or
 //! configurations is computed here.
 //!
-//! Invariants: nothing is written outside of a [`scratch`] directory before the arguments are
-//! checked and all work has succeeded; scratch directories go when the process ends, a signal
+//! Invariants: nothing is written outside of what [`scratch`] removes before the arguments are
+//! checked and all work has succeeded, but for `rebalance`, which is gone on with; scratch directories go when the process ends, a signal
 //! included. Only `drive` has unsafe code.
 
 mod arguments;
@@ -20,6 +20,8 @@ mod man;
 mod output;
 mod plan;
 mod progress;
+mod rebalance;
+mod reshard;
 mod scratch;
 mod sizes;
 mod tune;
@@ -53,6 +55,8 @@ fn run(command: &Command) -> Result<Outcome, Failure> {
         Command::Tune(options) => tune::run(options),
         Command::Inspect(options) => inspect::run(options),
         Command::Plan(options) => plan::run(options),
+        Command::Rebalance(options) => rebalance::run(options),
+        Command::Reshard(options) => reshard::run(options),
         Command::Completions(options) => man::completions(options),
         Command::Man(options) => man::pages(options),
     }

@@ -1,5 +1,7 @@
 //! Directories for files that do not outlive the run, also where a signal ends it.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -34,6 +36,7 @@ impl Scratch {
         let mut list = directories();
         let made = tempfile::Builder::new()
             .prefix(".tensorswap-")
+            .permissions(Permissions::from_mode(0o700))
             .tempdir_in(parent)
             .map_err(|error| {
                 let error = error
@@ -56,6 +59,22 @@ impl Drop for Scratch {
         let mut list = directories();
         remove(&self.path);
         list.retain(|path| *path != self.path);
+    }
+}
+
+/// A directory that is removed, with all that is in it, when a signal comes while this lives;
+/// otherwise whoever made it sees to it.
+#[derive(Debug)]
+pub(crate) struct RemovedOnSignal(PathBuf);
+
+pub(crate) fn remove_on_signal_too(path: PathBuf) -> RemovedOnSignal {
+    directories().push(path.clone());
+    RemovedOnSignal(path)
+}
+
+impl Drop for RemovedOnSignal {
+    fn drop(&mut self) {
+        directories().retain(|path| *path != self.0);
     }
 }
 

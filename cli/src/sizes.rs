@@ -94,6 +94,14 @@ pub(crate) fn shown_seconds(seconds: f64) -> String {
     }
 }
 
+/// Days as people read them.
+pub(crate) fn shown_days(days: f64) -> String {
+    match days {
+        days if days < 730.0 => format!("{days:.0} days"),
+        days => format!("{:.1} years", days / 365.0),
+    }
+}
+
 /// A whole number in groups of three digits.
 pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();

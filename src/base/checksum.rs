@@ -12,21 +12,39 @@ use super::cache::{TOUCH_BYTES, touch};
 const COLD_FROM_BYTES: usize = 8 * TOUCH_BYTES;
 
 /// The CRC-32C of `bytes`.
-///
-/// Folding is several times faster than memory and reads straight through, so that on long input
-/// it would mostly wait; there each block is brought into the cache first.
 pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
-    let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
-    if bytes.len() < COLD_FROM_BYTES {
-        digest.update(bytes);
-    } else {
-        for block in bytes.chunks(TOUCH_BYTES) {
+    let mut checksum = Checksum::new();
+    checksum.update(bytes);
+    checksum.finish()
+}
+
+/// The CRC-32C of bytes that come part by part.
+#[derive(Debug)]
+pub(crate) struct Checksum(Digest);
+
+impl Checksum {
+    pub(crate) fn new() -> Checksum {
+        Checksum(Digest::new(CrcAlgorithm::Crc32Iscsi))
+    }
+
+    /// Goes on with `part`.
+    ///
+    /// Folding is several times faster than memory and reads straight through, so that on long
+    /// input it would mostly wait; there each block is brought into the cache first.
+    pub(crate) fn update(&mut self, part: &[u8]) {
+        if part.len() < COLD_FROM_BYTES {
+            return self.0.update(part);
+        }
+        for block in part.chunks(TOUCH_BYTES) {
             touch(block);
-            digest.update(block);
+            self.0.update(block);
         }
     }
-    // A 32-bit checksum comes in the low half of 64 bits.
-    (digest.finalize() & 0xffff_ffff) as u32
+
+    pub(crate) fn finish(self) -> u32 {
+        // A 32-bit checksum comes in the low half of 64 bits.
+        (self.0.finalize() & 0xffff_ffff) as u32
+    }
 }
 
 #[cfg(test)]

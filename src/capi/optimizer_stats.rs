@@ -67,6 +67,8 @@ pub struct tsw_optimizer_stats {
     pub checksum_errors_count: u64,
     /// Bytes reserved in the store's data file.
     pub store_bytes: u64,
+    /// Bytes that were written to records since the store was made, in all runs.
+    pub store_written_bytes: u64,
 }
 
 // SAFETY: `repr(C)`, integers only, the two `u32` fill the first eight bytes.
@@ -105,6 +107,7 @@ impl From<OptimizerStats> for tsw_optimizer_stats {
             gradient_spilled_bytes: stats.gradient_spilled_bytes,
             checksum_errors_count: stats.checksum_errors_count,
             store_bytes: stats.store_bytes,
+            store_written_bytes: stats.store_written_bytes,
         }
     }
 }
@@ -186,5 +189,25 @@ pub unsafe extern "C" fn tsw_optimizer_get_timer(
         guard::with(optimizer, |optimizer| {
             timer::fill(record, name, |name| optimizer.optimizer.timer(name))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::config::Config;
+    use crate::io::Engine;
+    use crate::optimizer::Optimizer;
+
+    #[test]
+    fn c_knows_every_timer_by_its_name() {
+        let mut config = Config::new();
+        config.set("backend", "memory").unwrap();
+        config.set("path", "/nowhere").unwrap();
+        let engine = Engine::new(&config).unwrap();
+        let optimizer = Optimizer::new(&engine, &config).unwrap();
+        let known: Vec<Name> = optimizer.timers().map(|(text, _)| name(text)).collect();
+        assert_eq!(known.len(), TIMERS.len());
+        assert!(known.iter().all(|name| TIMERS.contains(name)));
     }
 }

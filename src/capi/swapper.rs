@@ -456,3 +456,19 @@ pub unsafe extern "C" fn tsw_swapper_get_timer(
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::config::Config;
+    use crate::io::Engine;
+
+    #[test]
+    fn c_knows_every_timer_by_its_name() {
+        let engine = Engine::new(&Config::new()).unwrap();
+        let swapper = Swapper::new(&engine, None).unwrap();
+        let known: Vec<Name> = swapper.timers().map(|(text, _)| name(text)).collect();
+        assert_eq!(known.len(), TIMERS.len());
+        assert!(known.iter().all(|name| TIMERS.contains(name)));
+    }
+}

@@ -1,6 +1,8 @@
 //! Text across the border: names out, paths and keys in, answers into the caller's room.
 
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, OsStr, c_char};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use super::guard::{Failure, Outcome};
 
@@ -33,6 +35,19 @@ pub(super) unsafe fn input<'a>(
     }
     // SAFETY: not NULL, and this function's contract.
     Ok(unsafe { CStr::from_ptr(pointer) })
+}
+
+/// The path at `pointer`, which the caller calls `argument`.
+///
+/// # Safety
+/// As [`input`].
+pub(super) unsafe fn path_input<'a>(
+    pointer: *const c_char,
+    argument: &'static str,
+) -> Outcome<&'a Path> {
+    // SAFETY: this function's contract.
+    let text = unsafe { input(pointer, argument) }?;
+    Ok(Path::new(OsStr::from_bytes(text.to_bytes())))
 }
 
 /// The name at `pointer`, which the caller calls `argument`: text in UTF-8.

@@ -4,7 +4,7 @@ use std::ffi::c_char;
 
 use super::guard::{Failure, Outcome};
 use super::record::{Record, Sized32};
-use super::text::{self, Name};
+use super::text::{self, Name, name};
 use crate::base::observe::TimerSnapshot;
 
 /// How often something ran, and how long it took; all 0 where it never did.
@@ -64,10 +64,9 @@ pub(super) unsafe fn list(
     names_out: *mut *const c_char,
     cap: usize,
 ) -> usize {
-    let names = timers.iter().filter(|timer| {
-        let timer = timer.split(|byte| *byte == 0).next().unwrap_or_default();
-        have_run.iter().any(|name| name.as_bytes() == timer)
-    });
+    let names = timers
+        .iter()
+        .filter(|timer| have_run.iter().any(|known| **timer == name(known)));
     let mut count = 0;
     for timer in names {
         if count < cap && !names_out.is_null() {

@@ -1,18 +1,19 @@
 //! The engine as callers see it.
 
+mod figures;
+
 use std::ffi::CStr;
 use std::os::fd::RawFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::backend::fault::FaultPlan;
 use super::counters::Counters;
 use super::driver::{self, BackendFacts, Driver};
-use super::metrics::{self, Metrics, Sources};
-use super::request::{Direction, Request, Sink};
+use super::metrics::Sources;
+use super::request::{Direction, Priority, Request, Sink};
 use super::start;
-use super::stats::EngineStats;
 use super::tensor::Tensor;
 use super::ticket::{Completion, Ticket, Tickets};
 use super::witness::Witness;
@@ -20,7 +21,7 @@ use crate::base::config::{Config, EngineOptions};
 use crate::base::error::{Error, Result};
 use crate::base::observe::events;
 use crate::base::observe::trace::{Details, Span, Trace};
-use crate::base::sync::{Mutex, lock};
+use crate::base::sync::Mutex;
 use crate::memory::{Buffer, MemoryRange, Registry, ReleaseHook};
 use crate::sys;
 
@@ -266,7 +267,8 @@ impl Engine {
                 return Err(error);
             }
         };
-        set_sink(&mut request, Arc::clone(&sink) as Arc<dyn Sink>, ticket);
+        let told = Arc::clone(&sink) as Arc<dyn Sink>;
+        set_sink(&mut request, told, ticket, Priority::Foreground);
         match self.core.driver.submit(request) {
             Ok(()) => Ok(ticket),
             Err((error, request)) => {
@@ -319,14 +321,30 @@ impl Engine {
     pub(crate) fn swap_for(
         &self,
         direction: Direction,
+        priority: Priority,
         tensors: &[Tensor],
         paths: &[&CStr],
         sink: Arc<dyn Sink>,
         token: u64,
     ) -> Result<()> {
         let mut request = self.fill(direction, tensors, paths)?;
-        set_sink(&mut request, sink, token);
+        set_sink(&mut request, sink, token, priority);
         self.submit(request)
+    }
+
+    /// Takes a ticket for something that a layer above does itself; it tells the sink, with the
+    /// ticket as token, how that goes on and ends.
+    ///
+    /// # Errors
+    /// `Busy` with all tickets alive.
+    pub(crate) fn open_ticket(&self, total_bytes: u64) -> Result<(Ticket, Arc<dyn Sink>)> {
+        let ticket = self.core.tickets.open(total_bytes, 0)?;
+        Ok((ticket, Arc::clone(&self.core.tickets) as Arc<dyn Sink>))
+    }
+
+    /// Takes back a ticket of [`Engine::open_ticket`] that nobody knows of.
+    pub(crate) fn withdraw_ticket(&self, ticket: Ticket) {
+        self.core.tickets.withdraw(ticket);
     }
 
     /// An empty request for a layer above to fill.
@@ -458,42 +476,13 @@ impl Engine {
             Err(error) => Err(error),
         }
     }
-
-    /// What the engine has done.
-    #[must_use]
-    pub fn stats(&self) -> EngineStats {
-        EngineStats::of(&self.core.counters, self.core.registry.len_bytes())
-    }
-
-    /// What is in effect, and why, as one JSON object.
-    #[must_use]
-    pub fn describe(&self) -> String {
-        start::describe(
-            &self.core.options,
-            self.core.open_files_max,
-            &self.core.backend,
-            &self.core.registry,
-        )
-    }
-
-    /// The counters in the text format of Prometheus, with those of the swappers and optimizers on
-    /// this engine.
-    #[must_use]
-    pub fn prometheus(&self) -> String {
-        let sources = lock(&self.core.sources).values();
-        metrics::prometheus(&self.stats(), &sources)
-    }
-
-    /// Adds the metrics of a layer above to the engine's, for as long as it lives.
-    pub(crate) fn add_metrics(&self, source: Weak<dyn Metrics>) {
-        lock(&self.core.sources).add(source);
-    }
 }
 
-fn set_sink(request: &mut Arc<Request>, sink: Arc<dyn Sink>, token: u64) {
+fn set_sink(request: &mut Arc<Request>, sink: Arc<dyn Sink>, token: u64, priority: Priority) {
     // The request was filled through the same reference just before: it is not shared.
     if let Some(request) = Arc::get_mut(request) {
         request.sink = Some(sink);
         request.token = token;
+        request.priority = priority;
     }
 }

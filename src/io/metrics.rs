@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Weak;
 
-use super::stats::{DirectionStats, EngineStats};
+use super::stats::{DeviceStats, DirectionStats, EngineStats};
 use crate::base::observe::prometheus::{Sample, Value, render};
 
 /// A metric of a layer above: its name, its help, and its value.
@@ -54,7 +54,11 @@ impl Sources {
 
 /// The counters in the text format of Prometheus, with those of the layers above, each labelled by
 /// its kind and number.
-pub(super) fn prometheus(stats: &EngineStats, sources: &[Sourced]) -> String {
+pub(super) fn prometheus(
+    stats: &EngineStats,
+    devices: &[DeviceStats],
+    sources: &[Sourced],
+) -> String {
     const OUT: &[(&str, &str)] = &[("direction", "out")];
     const IN: &[(&str, &str)] = &[("direction", "in")];
     let mut samples = Vec::new();
@@ -99,6 +103,14 @@ pub(super) fn prometheus(stats: &EngineStats, sources: &[Sourced]) -> String {
             Value::Gauge(stats.pinned_bytes),
         ),
     ]);
+    let names: Vec<_> = devices.iter().map(|of| name_of(of.device)).collect();
+    let labels: Vec<_> = names
+        .iter()
+        .map(|name| [("device", name.as_str())])
+        .collect();
+    for (of, labels) in devices.iter().zip(&labels) {
+        samples.extend(device_samples(labels, of));
+    }
     let labels: Vec<_> = sources
         .iter()
         .map(|(kind, number, _)| [(*kind, number.as_str())])
@@ -112,6 +124,38 @@ pub(super) fn prometheus(stats: &EngineStats, sources: &[Sourced]) -> String {
         }));
     }
     render(&samples)
+}
+
+/// A device's numbers as `lsblk` and `/proc/self/mountinfo` show them.
+fn name_of(device: u64) -> String {
+    format!("{}:{}", libc::major(device), libc::minor(device))
+}
+
+fn device_samples<'a>(labels: &'a [(&'a str, &'a str)], of: &DeviceStats) -> [Sample<'a>; 3] {
+    let sample = |name, help, value| Sample {
+        name,
+        help,
+        labels,
+        value: Value::Counter(value),
+    };
+    let busy_ns = u64::try_from(of.busy.as_nanos()).unwrap_or(u64::MAX);
+    [
+        sample(
+            "tensorswap_device_read_bytes_total",
+            "Bytes read from a device, with what only fills blocks.",
+            of.read_bytes,
+        ),
+        sample(
+            "tensorswap_device_written_bytes_total",
+            "Bytes written to a device, padding included.",
+            of.written_bytes,
+        ),
+        sample(
+            "tensorswap_device_busy_nanoseconds_total",
+            "Time with at least one operation under way on a device.",
+            busy_ns,
+        ),
+    ]
 }
 
 fn direction_samples<'a>(labels: &'a [(&'a str, &'a str)], of: &DirectionStats) -> [Sample<'a>; 7] {

@@ -27,7 +27,9 @@ mod witness;
 pub use backend::fault::FaultPlan;
 pub use engine::Engine;
 pub(crate) use metrics::{Metric, Metrics};
-pub use stats::{DirectionStats, EngineStats};
+pub use stats::{DeviceStats, DirectionStats, EngineStats};
+pub(crate) use storage::FileIdentity;
+pub(crate) use tensor::KEEP_LENGTH;
 pub use tensor::Tensor;
 pub use ticket::{Completion, Ticket};
 pub(crate) use waiting::Waiting;
@@ -35,5 +37,5 @@ pub(crate) use witness::path_of;
 pub use witness::{Event, StoreCall, Witness};
 
 pub(crate) use request::{
-    Direction, Length, Outcome, Request, Segment, Sink, length_of, sort_list,
+    Direction, Failure, Length, Outcome, Priority, Request, Segment, Sink, length_of, sort_list,
 };

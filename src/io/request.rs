@@ -8,6 +8,7 @@ use std::ffi::CStr;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::storage::FileIdentity;
 use super::tensor::Tensor;
 use crate::base::error::{Error, Result};
 use crate::base::units::to_u64;
@@ -30,6 +31,15 @@ impl Direction {
             Direction::In => "swap_in",
         }
     }
+}
+
+/// Who goes first on a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Priority {
+    /// Somebody waits, or will soon.
+    Foreground,
+    /// Uses what foreground leaves of a device, and a small share of it at least.
+    Background,
 }
 
 /// Who hears of a request's progress and end. Called by the driver thread; must not block.
@@ -124,12 +134,16 @@ pub(crate) struct FilePart {
     pub(crate) length: Length,
     /// Requests of one group order only their overlapping ranges among each other.
     pub(crate) group: u64,
+    /// The file that the path must lead to: no other one is read, written or made.
+    pub(crate) only: Option<FileIdentity>,
 }
 
 /// A list of tensors and paths on its way through the engine.
 #[derive(Debug)]
 pub(crate) struct Request {
     pub(crate) direction: Direction,
+    /// Foreground unless set after the request was filled.
+    pub(crate) priority: Priority,
     pub(crate) files: Vec<FilePart>,
     pub(crate) segments: Vec<Segment>,
     pub(crate) buffers: Vec<Buffer>,
@@ -145,6 +159,7 @@ impl Default for Request {
     fn default() -> Request {
         Request {
             direction: Direction::In,
+            priority: Priority::Foreground,
             files: Vec::new(),
             segments: Vec::new(),
             buffers: Vec::new(),
@@ -160,6 +175,7 @@ impl Default for Request {
 impl Request {
     /// Forgets the content and keeps the capacity.
     pub(crate) fn clear(&mut self) {
+        self.priority = Priority::Foreground;
         self.files.clear();
         self.segments.clear();
         self.buffers.clear();
@@ -194,7 +210,15 @@ impl Request {
             segments: self.segments.len()..self.segments.len(),
             length,
             group,
+            only: None,
         });
+    }
+
+    /// Demands that the path of the part started last leads to this file.
+    pub(crate) fn expect_file(&mut self, only: FileIdentity) {
+        if let Some(part) = self.files.last_mut() {
+            part.only = Some(only);
+        }
     }
 
     /// Adds a segment to the part started last; offsets must ascend.
@@ -324,5 +348,20 @@ pub(crate) fn length_of<'a>(tensors: impl Iterator<Item = &'a Tensor> + Clone) -
         }
     } else {
         Length::Grow
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recycled_request_is_foreground_again() {
+        let mut request = Request {
+            priority: Priority::Background,
+            ..Request::default()
+        };
+        request.clear();
+        assert_eq!(request.priority, Priority::Foreground);
     }
 }

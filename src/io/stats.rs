@@ -1,6 +1,9 @@
 //! The engine's figures at one moment.
 
+use std::time::{Duration, Instant};
+
 use super::counters::{Counters, DirectionCounters};
+use crate::base::sync::lock;
 
 /// Counters of one direction at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -21,6 +24,36 @@ pub struct DirectionStats {
     pub fallbacks_count: u64,
     /// Files of requests that failed.
     pub errors_count: u64,
+}
+
+/// Counters of one device at one moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DeviceStats {
+    /// The device as `stat` tells it (`st_dev`): a file system. 0 for files in memory. Of more than
+    /// 16 devices, the last stands for all further ones.
+    pub device: u64,
+    /// Bytes read from it, with what only fills blocks.
+    pub read_bytes: u64,
+    /// Bytes written to it, padding included.
+    pub written_bytes: u64,
+    /// How long at least one operation was under way: the bytes divided by this are the bandwidth
+    /// that was achieved.
+    pub busy: Duration,
+}
+
+impl DeviceStats {
+    /// Reads the counters of all devices.
+    pub(super) fn of_all(counters: &Counters) -> Vec<DeviceStats> {
+        let now = Instant::now();
+        let devices = lock(&counters.devices);
+        let stats = devices.iter().map(|device| DeviceStats {
+            device: device.number,
+            read_bytes: device.read_bytes.get(),
+            written_bytes: device.written_bytes.get(),
+            busy: device.busy(now),
+        });
+        stats.collect()
+    }
 }
 
 /// Counters of an engine at one moment.

@@ -6,7 +6,7 @@
 use std::ffi::CStr;
 use std::sync::{Arc, PoisonError};
 
-use super::request::{Direction, Outcome, Sink};
+use super::request::{Direction, Outcome, Priority, Sink};
 use super::{Engine, Tensor};
 use crate::base::error::Result;
 use crate::base::sync::{Condvar, Mutex, lock};
@@ -29,8 +29,31 @@ impl Waiting {
         tensors: &[Tensor],
         paths: &[&CStr],
     ) -> Result<()> {
+        self.begin(engine, Direction::In, Priority::Foreground, tensors, paths)?;
+        self.end()
+    }
+
+    /// Has a list written or read; [`Waiting::end`] must follow.
+    ///
+    /// # Errors
+    /// As [`Engine::swap_in`]; then nothing was begun.
+    pub(crate) fn begin(
+        self: &Arc<Self>,
+        engine: &Engine,
+        direction: Direction,
+        priority: Priority,
+        tensors: &[Tensor],
+        paths: &[&CStr],
+    ) -> Result<()> {
         let sink = Arc::clone(self) as Arc<dyn Sink>;
-        engine.swap_for(Direction::In, tensors, paths, sink, 0)?;
+        engine.swap_for(direction, priority, tensors, paths, sink, 0)
+    }
+
+    /// Waits for what was begun.
+    ///
+    /// # Errors
+    /// What kept the list from being moved.
+    pub(crate) fn end(&self) -> Result<()> {
         let mut outcome = lock(&self.outcome);
         loop {
             if let Some(outcome) = outcome.take() {

@@ -154,6 +154,7 @@ impl Core {
         self.write_queue.clear();
         self.lazy_queue.clear();
         self.commit_queue.clear();
+        self.held.clear();
         self.changed.clear();
         self.user_data = None;
         self.user_data_is_new = false;
@@ -190,6 +191,10 @@ pub(super) fn run(shared: &Arc<Shared>) {
                 .store
                 .commit(commit.step, &commit.changes, commit.user_data.as_deref()),
         };
+        // Now, because no snapshot begins while a commit is under way.
+        if done.is_ok() && shared.store.has_spare() && !lock(&shared.core).uses_spare() {
+            shared.store.remove_spare();
+        }
         shared.figures.note_commit(started, done.is_ok());
         shared.engine.trace_call("commit", started);
         core = lock(&shared.core);

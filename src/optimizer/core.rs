@@ -27,7 +27,7 @@ pub(super) struct Job {
     /// Its version: where it lies on storage.
     pub(super) version: Version,
     pub(super) numel: u64,
-    /// Offset of slot 0 in the data file.
+    /// Address of slot 0 in the store.
     pub(super) offset: u64,
     /// Offset of the record in the arena.
     pub(super) place: u64,
@@ -92,6 +92,12 @@ pub(super) struct Core {
     pub(super) write_queue: VecDeque<u32>,
     /// Dirty records to be written when room is needed.
     pub(super) lazy_queue: VecDeque<u32>,
+    /// A snapshot is being made.
+    pub(super) has_snapshot: bool,
+    /// Every record has a third slot, for as long as the snapshot is being made.
+    pub(super) has_third_slots: bool,
+    /// Records that are to be written once the snapshot is done with their slot.
+    pub(super) held: Vec<u32>,
     /// Dirty records that the commit under way waits for.
     pub(super) commit_queue: VecDeque<u32>,
     /// Records that may be dropped from memory, the first one first. Entries may be out of date.
@@ -152,6 +158,9 @@ impl Core {
             waiting_count: 0,
             write_queue: VecDeque::new(),
             lazy_queue: VecDeque::new(),
+            has_snapshot: false,
+            has_third_slots: false,
+            held: Vec::new(),
             commit_queue: VecDeque::new(),
             clean: VecDeque::new(),
             clean_bytes: 0,

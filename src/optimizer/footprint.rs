@@ -74,7 +74,7 @@ impl Footprint {
         Ok(Footprint {
             parameters_count: to_u64(sizes.len()),
             elements_count,
-            storage_bytes: table.data_bytes(),
+            storage_bytes: table.end(),
             pinned_bytes: plan.total_bytes(),
             resident_bytes,
             step_read_bytes: streamed_bytes,

@@ -13,7 +13,7 @@ use crate::base::error::{Error, Result};
 use crate::base::units::to_usize;
 use crate::memory::MemoryRange;
 use crate::memory::numbers::{Rounder, convert_in_place};
-use crate::store::{Layout, STATES_MAX, Version};
+use crate::store::{Layout, STATES_MAX, Version, is_in};
 
 /// A record in memory.
 #[derive(Debug, Clone, Copy)]
@@ -85,7 +85,7 @@ impl Image<'_> {
             return Ok(None);
         }
         for state in 0..self.layout.states.len() {
-            if version.zero_states & (1 << state) == 0
+            if !version.is_zero(state)
                 && self.bytes(state)?.inspect(crc32c) != version.checksums[state]
             {
                 return Ok(Some(state));
@@ -100,7 +100,7 @@ impl Image<'_> {
         let numel = to_usize(self.numel)?;
         for (state, spec) in self.layout.states.iter().enumerate() {
             let values = self.values(state)?;
-            if zero_states & (1 << state) != 0 {
+            if is_in(zero_states, state) {
                 values.zero(0, values.len())?;
             } else if spec.dtype != spec.disk_dtype {
                 // Exact in the wider type; a narrower memory type rounds to nearest.
@@ -146,7 +146,7 @@ impl Image<'_> {
             .take(self.layout.states.len())
             .enumerate()
         {
-            if zero_states & (1 << state) != 0 {
+            if is_in(zero_states, state) {
                 continue;
             }
             let (bytes, padded) = (self.bytes(state)?, self.padded(state)?);

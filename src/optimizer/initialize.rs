@@ -8,14 +8,15 @@ use super::core::Core;
 use super::image::Image;
 use super::optimizer_swapper::Optimizer;
 use super::record::Residency;
+use crate::base::checksum::Checksum;
 use crate::base::config::ChecksumMode;
 use crate::base::dtype::Dtype;
 use crate::base::error::{Error, Result};
 use crate::base::sync::{MutexGuard, lock};
 use crate::base::units::{MIB, to_usize};
-use crate::io::{Tensor, Waiting};
-use crate::memory::MemoryRange;
+use crate::io::{Engine, Tensor, Waiting};
 use crate::memory::numbers::{Rounder, convert, is_convertible};
+use crate::memory::{Buffer, MemoryRange};
 
 /// Pieces of files are read in parts of this size.
 const PART_BYTES: u64 = 8 * MIB;
@@ -56,7 +57,7 @@ impl Optimizer {
             path: None,
         };
         let pieces: Vec<Partition<'_>> = ids.iter().zip(sources).map(piece).collect();
-        self.initialize(&pieces)
+        self.initialize_from_swapped(&pieces)
     }
 
     /// Gives master parameters their values from pieces in memory or in files, as
@@ -67,12 +68,17 @@ impl Optimizer {
     /// As there; `InvalidArgument` for pieces that overlap, leave a gap or reach beyond the
     /// parameter; what kept a file from being read.
     pub fn initialize_from_swapped(&self, partitions: &[Partition<'_>]) -> Result<()> {
-        self.initialize(partitions)
+        let _desk = self.enter()?;
+        self.initialize(partitions, &self.shared.engine)
     }
 
-    fn initialize(&self, pieces: &[Partition<'_>]) -> Result<()> {
-        let _desk = self.enter()?;
+    /// Does so for a caller who is at the desk; files are read by an engine of his choice.
+    ///
+    /// # Errors
+    /// As [`initialize_from_swapped`](Optimizer::initialize_from_swapped).
+    pub(super) fn initialize(&self, pieces: &[Partition<'_>], engine: &Engine) -> Result<()> {
         let started = Instant::now();
+        let mut files = FileReader::new(engine);
         let mut core = self.settled_between_steps()?;
         let mut order: Vec<usize> = (0..pieces.len()).collect();
         order.sort_by_key(|at| (pieces[*at].parameter_id, pieces[*at].offset, *at));
@@ -87,7 +93,10 @@ impl Optimizer {
         let mut indices = Vec::new();
         for run in order.chunk_by(same) {
             let parts = run.iter().map(|at| &pieces[*at]);
-            indices.push(self.initialize_one(pieces[run[0]].parameter_id, parts)?);
+            let id = pieces[run[0]].parameter_id;
+            let zero_states = lock(&self.shared.core).layout.zero_but_master();
+            let fill = |image: &Image<'_>| fill_master(image, parts, &mut files);
+            indices.push(self.make_version(id, zero_states, fill)?);
         }
         for index in indices {
             self.wait_written(index)?;
@@ -97,11 +106,16 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Makes the first version of one record, and lets it be written.
-    fn initialize_one<'a>(
+    /// Makes a version of one record from nothing but what `fill` puts into the images of its
+    /// states, and lets it be written. Those in `zero_states` are all zeros, and left alone.
+    ///
+    /// # Errors
+    /// `UnknownParameter`; those of `fill`.
+    pub(super) fn make_version(
         &self,
         id: u64,
-        pieces: impl Iterator<Item = &'a Partition<'a>>,
+        zero_states: u8,
+        fill: impl FnOnce(&Image<'_>) -> Result<()>,
     ) -> Result<u32> {
         let core = lock(&self.shared.core);
         let index = core.find(id)?;
@@ -115,11 +129,8 @@ impl Optimizer {
             numel,
             memory,
         };
-        let zero_states = layout.zero_but_master();
         let checked = self.shared.options.checksum != ChecksumMode::Off;
-        let filled = self
-            .fill_master(&image, pieces)
-            .and_then(|()| image.describe(before, zero_states, checked));
+        let filled = fill(&image).and_then(|()| image.describe(before, zero_states, checked));
         core = lock(&self.shared.core);
         match filled {
             Ok(version) => core.note_changed(index, version, true),
@@ -160,47 +171,66 @@ impl Optimizer {
         let memory = self.shared.memory_of(&core, index)?;
         Ok((core, memory))
     }
+}
 
-    fn fill_master<'a>(
-        &self,
-        image: &Image<'_>,
-        pieces: impl Iterator<Item = &'a Partition<'a>>,
-    ) -> Result<()> {
-        let master = image.layout.states[0].disk_dtype;
-        let bytes = image.bytes(0)?;
-        for piece in pieces {
-            let start = to_usize(piece.offset * master.size_bytes())?;
-            let len = to_usize(piece.tensor.numel * master.size_bytes())?;
-            let into = bytes
-                .slice(start, len)
-                .ok_or_else(|| Error::Internal("a piece lies outside of its state".to_owned()))?;
-            match piece.path {
-                None => convert_range(piece.tensor.memory, piece.tensor.dtype, into, master)?,
-                Some(path) => self.read_piece(&piece.tensor, path, into, master)?,
+fn fill_master<'a>(
+    image: &Image<'_>,
+    pieces: impl Iterator<Item = &'a Partition<'a>>,
+    files: &mut FileReader<'_>,
+) -> Result<()> {
+    let master = image.layout.states[0].disk_dtype;
+    let bytes = image.bytes(0)?;
+    for piece in pieces {
+        let start = to_usize(piece.offset * master.size_bytes())?;
+        let len = to_usize(piece.tensor.numel * master.size_bytes())?;
+        let into = bytes
+            .slice(start, len)
+            .ok_or_else(|| Error::Internal("a piece lies outside of its state".to_owned()))?;
+        match piece.path {
+            None => convert_range(piece.tensor.memory, piece.tensor.dtype, into, master)?,
+            Some(path) => {
+                files.read(&piece.tensor, path, into, master)?;
             }
         }
-        Ok(())
+    }
+    Ok(())
+}
+
+/// Reads pieces from files, through memory that is used again.
+#[derive(Debug)]
+pub(super) struct FileReader<'a> {
+    engine: &'a Engine,
+    room: Option<Buffer>,
+    waiting: Arc<Waiting>,
+}
+
+impl FileReader<'_> {
+    pub(super) fn new(engine: &Engine) -> FileReader<'_> {
+        FileReader {
+            engine,
+            room: None,
+            waiting: Arc::default(),
+        }
     }
 
-    /// Reads a piece from its file, part by part, and converts it.
-    fn read_piece(
-        &self,
+    /// Reads a piece from its file, part by part, and converts it; returns the checksum of what was
+    /// read.
+    pub(super) fn read(
+        &mut self,
         piece: &Tensor,
         path: &CStr,
         into: MemoryRange,
         into_dtype: Dtype,
-    ) -> Result<()> {
-        let engine = &self.shared.engine;
+    ) -> Result<u32> {
         let (from_size, into_size) = (piece.dtype.size_bytes(), into_dtype.size_bytes());
         let part_numel = PART_BYTES / from_size;
-        let room = engine.allocate_buffer(PART_BYTES.min(piece.numel * from_size).max(1))?;
-        let waiting: Arc<Waiting> = Arc::default();
+        let room = self.room(PART_BYTES.min(piece.numel * from_size))?;
+        let mut checksum = Checksum::new();
         let mut done = 0;
         while done < piece.numel {
             let numel = part_numel.min(piece.numel - done);
             let outside = || Error::Internal("a part lies outside of its piece".to_owned());
             let memory = room
-                .range()
                 .slice(0, to_usize(numel * from_size)?)
                 .ok_or_else(outside)?;
             let tensor = Tensor {
@@ -209,14 +239,34 @@ impl Optimizer {
                 file_offset: piece.file_offset + done * from_size,
                 ..*piece
             };
-            waiting.read(engine, &[tensor], &[path])?;
+            self.waiting.read(self.engine, &[tensor], &[path])?;
+            memory.inspect(|bytes| checksum.update(bytes));
             let target = into
                 .slice(to_usize(done * into_size)?, to_usize(numel * into_size)?)
                 .ok_or_else(outside)?;
             convert_range(memory, piece.dtype, target, into_dtype)?;
             done += numel;
         }
-        Ok(())
+        Ok(checksum.finish())
+    }
+
+    /// Reads a list as it is, into the memory of its tensors.
+    ///
+    /// # Errors
+    /// What kept it from being read.
+    pub(super) fn read_whole(&self, tensors: &[Tensor], paths: &[&CStr]) -> Result<()> {
+        self.waiting.read(self.engine, tensors, paths)
+    }
+
+    /// Memory of at least this length.
+    fn room(&mut self, len_bytes: u64) -> Result<MemoryRange> {
+        match &self.room {
+            Some(room) if room.len_bytes() >= len_bytes => Ok(room.range()),
+            _ => {
+                let room = self.engine.allocate_buffer(len_bytes.max(1))?;
+                Ok(self.room.insert(room).range())
+            }
+        }
     }
 }
 

@@ -11,7 +11,9 @@
 
 mod arena;
 mod commit;
+mod copying;
 mod core;
+mod exchange;
 mod figures;
 mod footprint;
 mod gradient_calls;
@@ -22,8 +24,10 @@ mod one_by_one;
 mod optimizer_swapper;
 mod pump;
 mod record;
+mod restore;
 mod room;
 mod shared;
+mod snapshot;
 mod state_access;
 mod stats;
 mod step;

@@ -43,6 +43,8 @@ pub struct Optimizer {
     pub(super) gradient_turn: Mutex<()>,
     desk: std::sync::Mutex<()>,
     committer: Option<JoinHandle<()>>,
+    /// The thread of the last snapshot.
+    pub(super) snapshot_thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Optimizer {
@@ -105,6 +107,7 @@ impl Optimizer {
             gradient_turn: Mutex::new(()),
             desk: std::sync::Mutex::new(()),
             committer: Some(committer),
+            snapshot_thread: Mutex::default(),
         })
     }
 
@@ -228,6 +231,7 @@ impl Optimizer {
                 record.attached = true;
             }
             None => {
+                self.shared.store.follow_drives(&self.shared.engine)?;
                 let index = self.shared.store.add_record(id, name, numel)?;
                 let stored = self.shared.store.record(index);
                 let offset = stored.map(|stored| stored.offset).ok_or_else(|| {
@@ -356,17 +360,21 @@ impl Drop for Optimizer {
         if matches!(self.shared.engine.check(), Err(Error::Forked)) {
             // The threads are the parent's, and so is everything under way.
             std::mem::forget(committer);
+            std::mem::forget(lock(&self.snapshot_thread).take());
             std::mem::forget(Arc::clone(&self.shared));
             return;
         }
         let mut core = lock(&self.shared.core);
         core.closing = true;
         self.shared.changed.notify_all();
-        while core.is_moving() || !core.commit.is_idle() {
+        while core.is_moving() || !core.commit.is_idle() || core.has_snapshot {
             core = self.shared.wait(core);
         }
         let failed = core.failed.take();
         drop(core);
+        let snapshot = lock(&self.snapshot_thread).take();
+        // What became of it is told by its ticket.
+        drop(snapshot.map(JoinHandle::join));
         if let Err(_panic) = committer.join() {
             events::commit_failed("the commit thread ended with a defect");
         }

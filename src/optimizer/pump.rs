@@ -7,6 +7,7 @@
 
 use super::core::{Core, Job};
 use super::record::{Residency, StepPart};
+use crate::store::{DATA_SLOTS, SLOTS};
 
 impl Core {
     /// Starts reading a record into memory; false where there is no room now.
@@ -53,14 +54,32 @@ impl Core {
         taken
     }
 
-    /// The slot that may be written: not that of the base. Without a base, both may; then the one
-    /// that the open step can do without.
+    /// The slot that may be written: not that of the base, nor one that a snapshot is made of.
+    /// Without a base, the one that the open step can do without.
     pub(super) fn free_slot(&self, index: u32) -> u8 {
+        let record = self.record(index);
         let before = self.step.as_ref().and_then(|step| step.before(index));
-        match self.record(index).base.or(before) {
-            Some(kept) => 1 - kept.slot.min(1),
-            None => 0,
-        }
+        let kept = record.base.or(before).map(|version| version.slot);
+        let slots = match self.has_third_slots {
+            true => SLOTS,
+            false => DATA_SLOTS,
+        };
+        let mut free = (0..slots).filter(|slot| Some(*slot) != kept);
+        // The third one is taken only where both of the others must be kept.
+        free.clone()
+            .find(|slot| Some(*slot) != record.pinned)
+            .or_else(|| free.next())
+            .unwrap_or(0)
+    }
+
+    /// Whether a record must not be written yet, because a snapshot of its slot is being made.
+    fn is_held(&self, index: u32) -> bool {
+        let record = self.record(index);
+        let slot = match record.base.filter(|_| record.in_commit) {
+            Some(version) => version.slot,
+            None => self.free_slot(index),
+        };
+        record.pinned == Some(slot)
     }
 
     fn start_write(&mut self, index: u32) {
@@ -133,7 +152,11 @@ impl Core {
             };
             let record = self.record(index);
             if record.residency == Residency::Warm && record.dirty {
-                self.start_write(index);
+                if self.is_held(index) {
+                    self.held.push(index);
+                } else {
+                    self.start_write(index);
+                }
             }
         }
     }

@@ -40,7 +40,7 @@ pub(super) enum StepPart {
 pub(super) struct Record {
     pub(super) id: u64,
     pub(super) numel: u64,
-    /// Offset of slot 0 in the data file.
+    /// Address of slot 0 in the store.
     pub(super) offset: u64,
     /// Offset in the arena, while it is in memory.
     pub(super) place: u64,
@@ -48,6 +48,8 @@ pub(super) struct Record {
     pub(super) working: Option<Version>,
     /// A write of it was lost: what it was, until it is rewritten.
     pub(super) lost: Option<Box<Error>>,
+    /// The slot that a snapshot is being made of.
+    pub(super) pinned: Option<u8>,
     pub(super) residency: Residency,
     pub(super) part: StepPart,
     /// The parameter was added by this process, not only by one before.

@@ -13,10 +13,10 @@ use super::timeline::Timeline;
 use crate::base::config::OptimizerOptions;
 use crate::base::error::{Error, Result};
 use crate::base::sync::{Condvar, Mutex, MutexGuard, lock};
-use crate::base::units::{nanos, to_usize};
+use crate::base::units::{nanos, to_u64, to_usize};
 use crate::io::{Direction, Engine, Length, Outcome, Segment, Sink};
 use crate::memory::{Buffer, MemoryRange};
-use crate::store::{Layout, Store};
+use crate::store::{Layout, Piece, Store};
 
 /// An optimizer without its handle.
 #[derive(Debug)]
@@ -117,37 +117,52 @@ impl Shared {
         filled.sink = Some(Arc::clone(self) as Arc<dyn Sink>);
         filled.token = u64::from(job.record) << 1 | u64::from(job.writes);
         filled.buffers.push(buffer.clone());
-        filled.push_file(self.store.data_path(), Length::Grow, group);
-        let slot = layout.slot_offset(job.offset, job.version.slot, job.numel);
-        let mut pending: Option<Segment> = None;
-        for state in 0..layout.states.len() {
-            if job.version.zero_states & (1 << state) != 0 {
-                continue;
+        let striping = self.store.striping();
+        let (area, slot) = layout.slot(job.offset, job.version.slot, job.numel);
+        for place in 0..striping.places_len() {
+            let mut pending: Option<Segment> = None;
+            let mut is_named = false;
+            let mut push = |segment| {
+                if !is_named {
+                    filled.push_file(self.store.path(area, place), Length::Grow, group);
+                    if let Some(only) = self.store.file_identity(area, place) {
+                        filled.expect_file(only);
+                    }
+                    is_named = true;
+                }
+                filled.push_segment(segment);
+            };
+            let states = (0..layout.states.len()).filter(|state| !job.version.is_zero(*state));
+            for state in states {
+                let memory = image.padded(state)?;
+                let address = slot + layout.image(state, job.numel).start;
+                let pieces = striping.pieces(area, address, to_u64(memory.len()));
+                for piece in pieces.filter(|piece| piece.place == place) {
+                    let memory = piece_of(memory, piece)?;
+                    if let Some(last) = pending.as_mut()
+                        && last.file_end() == piece.file_offset
+                        && last.memory.address() + last.memory.len() == memory.address()
+                        && let Some(joined) = image.joined(last.memory, memory)
+                    {
+                        last.memory = joined;
+                        continue;
+                    }
+                    let segment = Segment {
+                        file_offset: piece.file_offset,
+                        memory,
+                        padding_bytes: 0,
+                        buffer: Some(0),
+                        index: 0,
+                        user_tag: 0,
+                    };
+                    if let Some(done) = pending.replace(segment) {
+                        push(done);
+                    }
+                }
             }
-            let memory = image.padded(state)?;
-            let file_offset = slot + layout.image(state, job.numel).start;
-            if let Some(last) = pending.as_mut()
-                && last.file_end() == file_offset
-                && last.memory.address() + last.memory.len() == memory.address()
-                && let Some(joined) = image.joined(last.memory, memory)
-            {
-                last.memory = joined;
-                continue;
+            if let Some(done) = pending {
+                push(done);
             }
-            if let Some(done) = pending.take() {
-                filled.push_segment(done);
-            }
-            pending = Some(Segment {
-                file_offset,
-                memory,
-                padding_bytes: 0,
-                buffer: Some(0),
-                index: 0,
-                user_tag: 0,
-            });
-        }
-        if let Some(done) = pending {
-            filled.push_segment(done);
         }
         self.timeline.move_begins(job.record);
         self.engine.submit(request)
@@ -172,6 +187,14 @@ fn record_memory(buffer: &Buffer, layout: &Layout, place: u64, numel: u64) -> Re
         .ok_or_else(|| Error::Internal("a record lies outside of the arena".to_owned()))
 }
 
+/// The memory of a piece of what `memory` holds.
+fn piece_of(memory: MemoryRange, piece: Piece) -> Result<MemoryRange> {
+    let (start, len) = (to_usize(piece.before_bytes)?, to_usize(piece.len_bytes)?);
+    memory
+        .slice(start, len)
+        .ok_or_else(|| Error::Internal("a piece lies outside of its state".to_owned()))
+}
+
 impl Sink for Shared {
     fn is_cancelled(&self, _token: u64) -> bool {
         false
@@ -180,6 +203,7 @@ impl Sink for Shared {
     fn progress(&self, token: u64, bytes: u64) {
         if token & 1 == 1 {
             self.figures.written_bytes.add(bytes);
+            self.store.note_written(bytes);
         } else {
             self.figures.read_bytes.add(bytes);
         }

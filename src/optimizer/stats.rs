@@ -57,6 +57,8 @@ pub struct OptimizerStats {
     pub checksum_errors_count: u64,
     /// Bytes reserved in the store's data file.
     pub store_bytes: u64,
+    /// Bytes that were written to records since the store was made, in all runs.
+    pub store_written_bytes: u64,
 }
 
 impl Optimizer {
@@ -88,7 +90,8 @@ impl Optimizer {
             .map(|(_, timer)| timer)
     }
 
-    fn timers(&self) -> impl Iterator<Item = (&'static str, TimerSnapshot)> {
+    /// Every timer, for the list of their names in C.
+    pub(crate) fn timers(&self) -> impl Iterator<Item = (&'static str, TimerSnapshot)> {
         let gradients = self.gradients.timers();
         self.shared.figures.timers().chain([
             ("swap_out_gradient", gradients.swap_out_gradient.snapshot()),
@@ -136,6 +139,7 @@ impl Shared {
             gradient_spilled_bytes: 0,
             checksum_errors_count: figures.checksum_errors.get(),
             store_bytes: self.store.data_bytes(),
+            store_written_bytes: self.store.written_bytes(),
         }
     }
 }
@@ -178,6 +182,11 @@ impl Metrics for Shared {
                 "tensorswap_optimizer_written_bytes_total",
                 "Bytes of records written.",
                 Counter(stats.written_bytes),
+            ),
+            (
+                "tensorswap_optimizer_store_written_bytes",
+                "Bytes of records written since the store was made.",
+                Gauge(stats.store_written_bytes),
             ),
             (
                 "tensorswap_optimizer_cache_hits_total",

@@ -145,7 +145,11 @@ impl Optimizer {
         }
     }
 
-    fn verify(&self, image: &Image<'_>, version: &Version, index: u32) -> Result<()> {
+    /// Whether what was read is what was written.
+    ///
+    /// # Errors
+    /// `Checksum`.
+    pub(super) fn verify(&self, image: &Image<'_>, version: &Version, index: u32) -> Result<()> {
         if self.shared.options.checksum != ChecksumMode::Verify {
             return Ok(());
         }
@@ -155,14 +159,13 @@ impl Optimizer {
         self.shared.figures.checksum_errors.add(1);
         let core = lock(&self.shared.core);
         let record = core.record(index);
-        let offset = core
-            .layout
-            .slot_offset(record.offset, version.slot, record.numel);
-        let path = self.shared.store.data_path().to_string_lossy().into_owned();
+        let (area, slot) = core.layout.slot(record.offset, version.slot, record.numel);
+        let address = slot + image.layout.image(state, image.numel).start;
+        let (path, offset) = self.shared.store.find_address(area, address);
         Err(Error::Checksum(Box::new(IoFailure {
             operation: "swap_in",
-            path,
-            offset_bytes: Some(offset + image.layout.image(state, image.numel).start),
+            path: path.to_string_lossy().into_owned(),
+            offset_bytes: Some(offset),
             errno: 0,
             detail: format!(
                 "state {} is not what was written (generation {})",

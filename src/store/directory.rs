@@ -1,7 +1,7 @@
 //! The directory of a store: made, locked, and the files in it by name.
 //!
-//! `<path>/rank<N>/` holds `lock`, `data`, `log`, for moments `log.new`, and the directory
-//! `scratch`. Files are named relative to the open directory and symbolic links among them are
+//! `<path>/rank<N>/` holds `lock`, `data`, at times `spare`, and, in the first directory of a store,
+//! `log`, for moments `log.new`, and the directory `scratch`. Files are named relative to the open directory and symbolic links among them are
 //! refused, so a store never writes outside of its directory.
 
 use std::ffi::{CStr, CString};
@@ -17,13 +17,16 @@ use crate::base::error::{Error, IoFailure, Result};
 use crate::base::observe::events;
 use crate::base::units::to_u64;
 use crate::io::{Event, StoreCall, Witness, path_of};
-use crate::sys::{self, Errno, FileKind};
+use crate::sys::{self, Errno, FileKind, WriteLife};
 
 const LOCK: &CStr = c"lock";
 pub(crate) const DATA: &CStr = c"data";
+pub(crate) const SPARE: &CStr = c"spare";
 pub(crate) const LOG: &CStr = c"log";
 pub(crate) const NEW_LOG: &CStr = c"log.new";
 const SCRATCH: &CStr = c"scratch";
+/// Made while speeds are measured.
+pub(crate) const PROBE: &CStr = c"probe";
 /// How long writes of a killed process are waited for, and how often they are looked for.
 const STRAGGLERS_WAIT_MAX: Duration = Duration::from_secs(5);
 const STRAGGLERS_POLL: Duration = Duration::from_millis(1);
@@ -109,8 +112,26 @@ impl Directory {
         })
     }
 
+    /// As [`Directory::open`], of what exists; `None` where nothing does.
+    ///
+    /// # Errors
+    /// As [`Directory::open`].
+    pub(crate) fn find(path: &Path, rank: u32) -> Result<Option<Directory>> {
+        match Directory::open(path, rank, false, None) {
+            Ok(directory) => Ok(Some(directory)),
+            Err(Error::Io(failure)) if failure.errno == libc::ENOENT => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     pub(crate) fn path(&self) -> &CStr {
         &self.path
+    }
+
+    /// The device that it is on, where that can be told.
+    pub(crate) fn device(&self) -> Option<u64> {
+        let status = sys::fstat(self.directory.as_fd()).ok()?;
+        Some(status.identity.device)
     }
 
     /// Lets others have the directory; nothing in it is used any more.
@@ -139,7 +160,9 @@ impl Directory {
             let path = path_of(&path);
             witness.note_file(file.as_fd(), true, |file| Event::Create { file, path });
         }
-        Ok(StoreFile::new(file, path, role, self.witness.clone()))
+        let file = StoreFile::new(file, path, role, self.witness.clone());
+        file.hint(life_of(role));
+        Ok(file)
     }
 
     /// Opens a file; `None` where there is none.
@@ -148,7 +171,11 @@ impl Directory {
     /// `Corrupt` where something else has its name; `Io`.
     pub(crate) fn open_file(&self, name: &CStr, role: Role) -> Result<Option<StoreFile>> {
         let opened = sys::open_at(self.directory.as_fd(), name, false);
-        regular_file(opened, self.path_of(name), role, self.witness.clone())
+        let file = regular_file(opened, self.path_of(name), role, self.witness.clone())?;
+        if let Some(file) = &file {
+            file.hint(life_of(role));
+        }
+        Ok(file)
     }
 
     /// Removes a file, if there is one.
@@ -185,6 +212,24 @@ impl Directory {
         Ok(())
     }
 
+    /// Makes a file with these bytes, on storage. It appears whole or not at all.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn publish(&self, name: &CStr, bytes: &[u8]) -> Result<()> {
+        // What a killed process leaves under this name is removed when the store is opened.
+        let file = self.create(NEW_LOG, Role::NewLog)?;
+        file.write_at(bytes, 0)?;
+        file.sync()?;
+        sys::rename_at(self.directory.as_fd(), NEW_LOG, name)
+            .map_err(|errno| self.failed("rename", NEW_LOG, errno))?;
+        self.note(|| Event::Rename {
+            from: path_of(file.path()),
+            to: path_of(&self.path_of(name)),
+        });
+        self.sync()
+    }
+
     /// Waits until the names in the directory are on storage. Never to be tried again after a
     /// failure.
     ///
@@ -218,6 +263,40 @@ impl Directory {
         Ok(self.path_of(SCRATCH))
     }
 
+    /// Removes the directory from the one that it is in, with all files of a store; the file `last`
+    /// after the others. Where there is anything else in it, that stays, and so does the directory.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn remove_store(&self, last: &CStr) -> Result<()> {
+        self.remove(LOG)?;
+        // Without its log a store is none.
+        self.sync()?;
+        for name in [NEW_LOG, SPARE, DATA, PROBE] {
+            self.remove(name)?;
+        }
+        if let Ok(scratch) = sys::open_directory_at(self.directory.as_fd(), SCRATCH) {
+            drop(scratch);
+            self.prepare_scratch()?;
+            sys::remove_directory_at(self.directory.as_fd(), SCRATCH)
+                .map_err(|errno| self.failed("remove", SCRATCH, errno))?;
+        }
+        self.sync()?;
+        self.remove(last)?;
+        self.remove(LOCK)?;
+        self.sync()?;
+        let name = self.path.to_bytes().rsplit(|byte| *byte == b'/').next();
+        let name = CString::new(name.unwrap_or_default()).unwrap_or_default();
+        let removed = sys::open_directory_at(self.directory.as_fd(), c"..").and_then(|above| {
+            sys::remove_directory_at(above.as_fd(), &name)?;
+            sys::sync(above.as_fd())
+        });
+        match removed {
+            Ok(()) | Err(libc::ENOTEMPTY) => Ok(()),
+            Err(errno) => Err(Error::io("remove", self.path.to_bytes(), None, errno, "")),
+        }
+    }
+
     fn strike(&self, call: StoreCall) -> Result<(), Errno> {
         match &self.witness {
             Some(witness) => witness.strike(call),
@@ -229,6 +308,16 @@ impl Directory {
         if let Some(witness) = &self.witness {
             witness.note(event());
         }
+    }
+}
+
+/// How long lives what is written to a file: until the record's next version but one, the next
+/// version, or the log that replaces this one.
+fn life_of(role: Role) -> WriteLife {
+    match role {
+        Role::Data => WriteLife::Medium,
+        Role::Spare => WriteLife::Short,
+        Role::Log | Role::NewLog => WriteLife::Long,
     }
 }
 
@@ -286,7 +375,7 @@ fn io_error(operation: &'static str, path: &Path, errno: Errno) -> Error {
 }
 
 /// Makes a directory and those above it, each of them synced into the one that holds it.
-fn make_path(path: &Path) -> Result<(), Errno> {
+pub(crate) fn make_path(path: &Path) -> Result<(), Errno> {
     let errno_of = |error: std::io::Error| error.raw_os_error().unwrap_or(libc::EIO);
     let missing: Vec<&Path> = path
         .ancestors()

@@ -6,7 +6,9 @@
 //! of the entry before it. So an entry of another store, one that moved, and one that followed
 //! something else are all refused.
 
+use super::striping::PLACES_MAX;
 use super::{StateSpec, Version};
+use crate::base::checksum::Checksum;
 use crate::base::dtype::Dtype;
 use crate::base::units::to_u64;
 
@@ -29,25 +31,6 @@ pub(crate) fn checksum(parts: &[&[u8]]) -> u32 {
     checksum.finish()
 }
 
-/// The same over parts that come one by one.
-#[derive(Debug)]
-pub(crate) struct Checksum(crc_fast::Digest);
-
-impl Checksum {
-    pub(crate) fn new() -> Checksum {
-        Checksum(crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi))
-    }
-
-    pub(crate) fn update(&mut self, part: &[u8]) {
-        self.0.update(part);
-    }
-
-    pub(crate) fn finish(self) -> u32 {
-        // A 32-bit checksum in 64 bits.
-        u32::try_from(self.0.finalize()).unwrap_or(0)
-    }
-}
-
 /// What an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
@@ -60,6 +43,8 @@ pub(crate) enum Kind {
     Commit = 3,
     /// The commit before it is on storage.
     Seal = 4,
+    /// How further addresses are dealt to the store's places.
+    Stripe = 5,
 }
 
 impl Kind {
@@ -69,6 +54,7 @@ impl Kind {
             2 => Some(Kind::Parameter),
             3 => Some(Kind::Commit),
             4 => Some(Kind::Seal),
+            5 => Some(Kind::Stripe),
             _ => None,
         }
     }
@@ -273,6 +259,25 @@ impl<'a> Parameter<'a> {
     }
 }
 
+/// Weights, and the first address that they hold for, as a payload.
+pub(crate) fn encode_stripe(from: u64, weights: &[u32], into: &mut Vec<u8>) {
+    into.extend_from_slice(&from.to_le_bytes());
+    for weight in weights {
+        into.extend_from_slice(&weight.to_le_bytes());
+    }
+}
+
+/// A payload as weights and the first address that they hold for; `None` where it is none.
+pub(crate) fn decode_stripe(payload: &[u8]) -> Option<(u64, Vec<u32>)> {
+    let mut reader = Reader::new(payload);
+    let from = reader.u64()?;
+    if reader.0.len() > 4 * PLACES_MAX || !reader.0.len().is_multiple_of(4) {
+        return None;
+    }
+    let weights = std::iter::from_fn(|| reader.u32()).collect();
+    Some((from, weights))
+}
+
 /// Bytes of one change in a commit's payload.
 pub(crate) fn change_bytes(states_len: usize) -> usize {
     12 + 4 * states_len
@@ -283,6 +288,7 @@ pub(crate) fn encode_commit(
     step: u64,
     changes: impl ExactSizeIterator<Item = (u32, Version)>,
     user_data: Option<&[u8]>,
+    written_bytes: u64,
     states_len: usize,
     into: &mut Vec<u8>,
 ) {
@@ -294,6 +300,7 @@ pub(crate) fn encode_commit(
     into.extend_from_slice(&changes_len.to_le_bytes());
     into.extend_from_slice(&user_data_bytes.to_le_bytes());
     into.extend_from_slice(&u64::from(user_data.is_some()).to_le_bytes());
+    into.extend_from_slice(&written_bytes.to_le_bytes());
     for (record, version) in changes {
         into.extend_from_slice(&record.to_le_bytes());
         into.extend_from_slice(&version.generation.to_le_bytes());
@@ -316,6 +323,8 @@ pub(crate) fn encode_commit(
 pub(crate) struct Commit<'a> {
     pub(crate) step: u64,
     pub(crate) user_data: Option<&'a [u8]>,
+    /// Bytes that were written to slots since the store was made.
+    pub(crate) written_bytes: u64,
     changes: &'a [u8],
     states_len: usize,
 }
@@ -328,6 +337,7 @@ impl<'a> Commit<'a> {
         let changes_len = usize::try_from(reader.u32()?).ok()?;
         let user_data_bytes = usize::try_from(reader.u32()?).ok()?;
         let has_user_data = reader.u64()?;
+        let written_bytes = reader.u64()?;
         let changes = reader.take(changes_len.checked_mul(change_bytes(states_len))?)?;
         let user_data = reader.rest();
         if user_data.len() != user_data_bytes || has_user_data > 1 {
@@ -341,6 +351,7 @@ impl<'a> Commit<'a> {
         let commit = Commit {
             step,
             user_data,
+            written_bytes,
             changes,
             states_len,
         };

@@ -1,19 +1,21 @@
 //! One of the store's own files, open: system calls whose failures say what failed.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use crate::base::error::{Error, IoFailure, Result};
 use crate::base::units::{to_u64, to_usize};
-use crate::io::{Event, StoreCall, Witness};
-use crate::sys::{self, Errno};
+use crate::io::{Event, FileIdentity, StoreCall, Witness};
+use crate::sys::{self, Errno, WriteLife};
 
 /// Which file it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
     /// Holds the extents.
     Data,
+    /// Holds third slots.
+    Spare,
     /// Holds the log.
     Log,
     /// Is to replace the log.
@@ -27,6 +29,12 @@ pub(crate) struct StoreFile {
     path: CString,
     pub(crate) role: Role,
     witness: Option<Arc<Witness>>,
+}
+
+impl AsFd for StoreFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
 }
 
 impl StoreFile {
@@ -46,6 +54,24 @@ impl StoreFile {
 
     pub(crate) fn path(&self) -> &CStr {
         &self.path
+    }
+
+    /// What tells it from every other file.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn identity(&self) -> Result<FileIdentity> {
+        match sys::fstat(self.file.as_fd()) {
+            Ok(status) => Ok(status.identity.into()),
+            Err(errno) => Err(Error::io("stat", self.path.to_bytes(), None, errno, "")),
+        }
+    }
+
+    /// Tells the drive how long what is written to it lives, where that can be told: drives that
+    /// keep data of different lives apart have less to move when they make room.
+    pub(crate) fn hint(&self, life: WriteLife) {
+        // It is as good a file without.
+        let _ = sys::set_write_life(self.file.as_fd(), life);
     }
 
     /// Takes the path that the file has after it was renamed.
@@ -174,7 +200,7 @@ impl StoreFile {
     /// `Io`.
     pub(crate) fn sync(&self) -> Result<()> {
         let call = match self.role {
-            Role::Data => StoreCall::SyncData,
+            Role::Data | Role::Spare => StoreCall::SyncData,
             Role::Log => StoreCall::SyncLog,
             Role::NewLog => StoreCall::SyncNewLog,
         };

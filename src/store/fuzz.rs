@@ -3,8 +3,9 @@
 use super::entry::{self, EntryWriter, Kind, Parameter, checksum};
 use super::header::{DATA_START_BYTES, LOG_HEADER_BYTES, LogHeader};
 use super::replay::replay;
+use super::striping::Striping;
 use super::table::Table;
-use super::{STATES_MAX, StateSpec, Version};
+use super::{BLOCK_BYTES, STATES_MAX, StateSpec, Version};
 use crate::base::dtype::Dtype;
 use crate::base::units::to_u64;
 
@@ -25,16 +26,16 @@ fn check(log: &[u8]) {
     assert!(read.end >= to_u64(LOG_HEADER_BYTES) && read.end <= to_u64(log.len()));
     let mut end = DATA_START_BYTES;
     for record in read.table.records() {
-        assert_eq!(record.offset, end);
+        assert!(record.offset >= end && record.offset % BLOCK_BYTES == 0);
         assert_eq!(
             read.table
                 .find(record.id)
                 .and_then(|index| read.table.record(index)),
             Some(record)
         );
-        end += 2 * read.table.layout().extent_bytes(record.numel);
+        end = record.offset + 2 * read.table.layout().extent_bytes(record.numel);
     }
-    assert_eq!(read.table.data_bytes(), end);
+    assert!(read.table.end() >= end);
     // What was read is settled: reading it again, without its tail, gives the same.
     let settled = usize::try_from(read.end).unwrap_or(0);
     assert_eq!(replay(&log[..settled]).as_ref(), Ok(&read));
@@ -76,7 +77,8 @@ fn log_of(recipe: &[u8]) -> Vec<u8> {
         let kind = match choice % 8 {
             0 => Kind::State,
             1..4 => Kind::Parameter,
-            4..6 => Kind::Commit,
+            4 | 5 => Kind::Commit,
+            6 => Kind::Stripe,
             _ => Kind::Seal,
         };
         let mut payload = payload_of(kind, &mut table, &mut choices);
@@ -120,7 +122,7 @@ fn payload_of(kind: Kind, table: &mut Table, choices: &mut Choices<'_>) -> Vec<u
             let parameter = Parameter {
                 id,
                 numel,
-                offset: table.data_bytes(),
+                offset: table.end(),
                 name: name.as_deref(),
             };
             parameter.encode(&mut payload);
@@ -131,7 +133,7 @@ fn payload_of(kind: Kind, table: &mut Table, choices: &mut Choices<'_>) -> Vec<u
             let changes = (0..changes_len % 8).map(|_| {
                 let [record, slot, zero_states, checked] = choices.bytes();
                 let version = Version {
-                    slot: slot % 3,
+                    slot: slot % 4,
                     zero_states: zero_states >> (zero_states % 8),
                     checked: checked % 2 == 1,
                     generation: u32::from(checked),
@@ -144,7 +146,13 @@ fn payload_of(kind: Kind, table: &mut Table, choices: &mut Choices<'_>) -> Vec<u
             let data = [user_data; 3];
             let user_data = (user_data % 2 == 1).then_some(&data[..]);
             let changes = changes.into_iter();
-            entry::encode_commit(7, changes, user_data, states_len, &mut payload);
+            entry::encode_commit(7, changes, user_data, 9, states_len, &mut payload);
+        }
+        Kind::Stripe => {
+            let [first, second] = choices.bytes().map(|weight| u32::from(weight % 16));
+            let from = Striping::next_start(table.end());
+            entry::encode_stripe(from, &[first, second], &mut payload);
+            let _ = table.set_weights(&[first, second]);
         }
         Kind::Seal => {}
     }

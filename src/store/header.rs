@@ -1,21 +1,21 @@
 //! How the files of a store begin. Pure.
 //!
-//! Both begin with eight bytes that name the file, a version, and the identity of the store, and
+//! All begin with eight bytes that name the file, a version, and the identity of the store, and
 //! the header ends with a CRC-32C of itself.
 
 use super::BLOCK_BYTES;
 use super::entry::{Identity, Reader, checksum};
+use super::striping::{Area, CHUNK_BYTES};
 use crate::base::units::KIB;
 
-/// The version of both files.
-pub(crate) const FORMAT_VERSION: u32 = 1;
-/// Where the first extent lies in the data file.
+/// The version of all files.
+pub(crate) const FORMAT_VERSION: u32 = 2;
+/// Where the first extent lies.
 pub(crate) const DATA_START_BYTES: u64 = 64 * KIB;
-/// Bytes of the data file's header.
-pub(crate) const DATA_HEADER_BYTES: usize = 4096;
+/// Bytes of the header of a data or spare file.
+pub(crate) const PLACE_HEADER_BYTES: usize = 4096;
 /// Bytes of the log's header.
 pub(crate) const LOG_HEADER_BYTES: usize = 64;
-const DATA_MAGIC: [u8; 8] = *b"TSWDATA\0";
 const LOG_MAGIC: [u8; 8] = *b"TSWLOG\0\0";
 
 /// What is wrong with a header.
@@ -60,35 +60,59 @@ impl LogHeader {
     }
 }
 
-/// The data file's header, for the one directory that a store has now.
-pub(crate) fn encode_data_header(identity: &Identity) -> [u8; DATA_HEADER_BYTES] {
-    let mut bytes = [0; DATA_HEADER_BYTES];
-    bytes[0..8].copy_from_slice(&DATA_MAGIC);
-    bytes[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
-    bytes[16..32].copy_from_slice(identity);
-    // Place 0 of 1.
-    bytes[32..36].copy_from_slice(&0_u32.to_le_bytes());
-    bytes[36..40].copy_from_slice(&1_u32.to_le_bytes());
-    bytes[40..48].copy_from_slice(&BLOCK_BYTES.to_le_bytes());
-    bytes[48..56].copy_from_slice(&DATA_START_BYTES.to_le_bytes());
-    close(&mut bytes);
-    bytes
+/// How the file of one place begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PlaceHeader {
+    pub(crate) identity: Identity,
+    /// What the file is for.
+    pub(crate) area: Area,
+    /// Which of the store's directories the file is in.
+    pub(crate) place: u32,
+    /// How many directories the store has.
+    pub(crate) places_len: u32,
 }
 
-/// The identity in the data file's header.
-pub(crate) fn decode_data_header(bytes: &[u8]) -> Result<Identity, BadHeader> {
-    let (mut fields, _) = open(bytes, DATA_HEADER_BYTES, DATA_MAGIC)?;
-    let identity = (|| {
-        let flags = fields.u32()?;
-        let identity = fields.take(16)?.try_into().ok()?;
-        let place = (fields.u32()?, fields.u32()?);
-        let sizes = (fields.u64()?, fields.u64()?);
-        let known = flags == 0 && place == (0, 1) && sizes == (BLOCK_BYTES, DATA_START_BYTES);
-        known.then_some(identity)
-    })();
-    identity.ok_or(BadHeader::Damaged(
-        "it is laid out in a way that has no meaning",
-    ))
+impl PlaceHeader {
+    pub(crate) fn encode(&self) -> [u8; PLACE_HEADER_BYTES] {
+        let mut bytes = [0; PLACE_HEADER_BYTES];
+        bytes[0..8].copy_from_slice(&magic_of(self.area));
+        bytes[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+        bytes[16..32].copy_from_slice(&self.identity);
+        bytes[32..36].copy_from_slice(&self.place.to_le_bytes());
+        bytes[36..40].copy_from_slice(&self.places_len.to_le_bytes());
+        bytes[40..48].copy_from_slice(&BLOCK_BYTES.to_le_bytes());
+        bytes[48..56].copy_from_slice(&DATA_START_BYTES.to_le_bytes());
+        bytes[56..64].copy_from_slice(&CHUNK_BYTES.to_le_bytes());
+        close(&mut bytes);
+        bytes
+    }
+
+    pub(crate) fn decode(area: Area, bytes: &[u8]) -> Result<PlaceHeader, BadHeader> {
+        let (mut fields, _) = open(bytes, PLACE_HEADER_BYTES, magic_of(area))?;
+        let header = (|| {
+            let flags = fields.u32()?;
+            let identity = fields.take(16)?.try_into().ok()?;
+            let (place, places_len) = (fields.u32()?, fields.u32()?);
+            let sizes = (fields.u64()?, fields.u64()?, fields.u64()?);
+            let known = flags == 0 && sizes == (BLOCK_BYTES, DATA_START_BYTES, CHUNK_BYTES);
+            (known && place < places_len).then_some(PlaceHeader {
+                identity,
+                area,
+                place,
+                places_len,
+            })
+        })();
+        header.ok_or(BadHeader::Damaged(
+            "it is laid out in a way that has no meaning",
+        ))
+    }
+}
+
+fn magic_of(area: Area) -> [u8; 8] {
+    match area {
+        Area::Data => *b"TSWDATA\0",
+        Area::Spare => *b"TSWSPARE",
+    }
 }
 
 /// Writes the checksum that ends a header.
@@ -133,8 +157,16 @@ mod tests {
         };
         let log = header.encode();
         assert_eq!(LogHeader::decode(&log).unwrap().0, header);
-        let data = encode_data_header(&[9; 16]);
-        assert_eq!(decode_data_header(&data), Ok([9; 16]));
+        let place = PlaceHeader {
+            identity: [9; 16],
+            area: Area::Data,
+            place: 2,
+            places_len: 3,
+        };
+        let data = place.encode();
+        let decode = |bytes: &[u8]| PlaceHeader::decode(Area::Data, bytes);
+        assert_eq!(decode(&data), Ok(place));
+        assert!(PlaceHeader::decode(Area::Spare, &data).is_err());
         for bit in 0..log.len() * 8 {
             let mut damaged = log;
             damaged[bit / 8] ^= 1 << (bit % 8);
@@ -143,10 +175,12 @@ mod tests {
         for bit in 0..data.len() * 8 {
             let mut damaged = data;
             damaged[bit / 8] ^= 1 << (bit % 8);
-            assert!(decode_data_header(&damaged).is_err(), "bit {bit}");
+            assert!(decode(&damaged).is_err(), "bit {bit}");
         }
         assert!(LogHeader::decode(&log[..63]).is_err());
-        assert!(decode_data_header(&log).is_err());
+        assert!(decode(&log).is_err());
+        let beyond = PlaceHeader { place: 3, ..place };
+        assert!(decode(&beyond.encode()).is_err());
     }
 
     #[test]
@@ -156,8 +190,8 @@ mod tests {
             sequence: 0,
         }
         .encode();
-        log[8] = 2;
+        log[8] = 3;
         close(&mut log);
-        assert_eq!(LogHeader::decode(&log), Err(BadHeader::Version(2)));
+        assert_eq!(LogHeader::decode(&log), Err(BadHeader::Version(3)));
     }
 }

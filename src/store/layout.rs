@@ -8,6 +8,9 @@
 
 use std::ops::Range;
 
+use super::header::DATA_START_BYTES;
+use super::striping::Area;
+use super::version::DATA_SLOTS;
 use crate::base::dtype::Dtype;
 use crate::base::error::{Error, Result};
 use crate::base::units::{MIB, round_up};
@@ -96,9 +99,19 @@ impl Layout {
         last.map_or(0, |last| self.region(last, numel).end)
     }
 
-    /// Offset of a slot of the record whose slot 0 is at `offset`.
-    pub(crate) fn slot_offset(&self, offset: u64, slot: u8, numel: u64) -> u64 {
-        offset + u64::from(slot) * self.extent_bytes(numel)
+    /// Where a slot of the record is whose slot 0 has the address `offset`: its area, and the
+    /// address in it. In the spare files every record has one slot instead of two, in the same
+    /// order.
+    pub(crate) fn slot(&self, offset: u64, slot: u8, numel: u64) -> (Area, u64) {
+        let area = Area::of_slot(slot);
+        let address = match area {
+            Area::Data => offset + u64::from(slot) * self.extent_bytes(numel),
+            Area::Spare => {
+                let before = offset.saturating_sub(DATA_START_BYTES);
+                DATA_START_BYTES + before / u64::from(DATA_SLOTS)
+            }
+        };
+        (area, address)
     }
 
     /// The set of all states, as [`Version::zero_states`](super::Version) has it.

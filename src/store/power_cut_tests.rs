@@ -6,9 +6,9 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::Version;
 use super::store::Store;
-use super::store_tests::{config_of, open, state, version, witnessed};
+use super::store_tests::{config_of, open, open_places, state, version, witnessed};
+use super::{DATA_SLOTS, SLOTS, Version};
 use crate::base::dtype::Dtype;
 use crate::io::tensor::KEEP_LENGTH;
 use crate::io::{Engine, Tensor, Witness};
@@ -48,16 +48,24 @@ fn content(id: u64, generation: u32, len_bytes: u64) -> Vec<u8> {
 /// Writes a version of each record into the slot that is not durable; returns the versions.
 #[expect(unsafe_code, reason = "tensors are made of the test's own memory")]
 fn write_versions(engine: &Engine, store: &Store, indices: &[u32]) -> Vec<(u32, Version)> {
-    let mut memory = Vec::new();
+    let (mut memory, mut paths) = (Vec::new(), Vec::new());
     let mut changes = Vec::new();
     for index in indices {
         let record = store.record(*index).unwrap();
         let next = record.durable.map_or(version(0, 1), |durable| {
-            version(1 - durable.slot, durable.generation + 1)
+            let slot = (durable.slot + 1) % if store.has_spare() { SLOTS } else { DATA_SLOTS };
+            version(slot, durable.generation + 1)
         });
-        let extent_bytes = store.layout().extent_bytes(record.numel);
-        let offset = record.offset + u64::from(next.slot) * extent_bytes;
-        memory.push((offset, content(record.id, next.generation, extent_bytes)));
+        let (layout, striping) = (store.layout(), store.striping());
+        let extent_bytes = layout.extent_bytes(record.numel);
+        let (area, address) = layout.slot(record.offset, next.slot, record.numel);
+        let bytes = content(record.id, next.generation, extent_bytes);
+        for piece in striping.pieces(area, address, extent_bytes) {
+            let start = usize::try_from(piece.before_bytes).unwrap();
+            let end = start + usize::try_from(piece.len_bytes).unwrap();
+            paths.push(store.path(area, piece.place));
+            memory.push((piece.file_offset, bytes[start..end].to_vec()));
+        }
         changes.push((*index, next));
     }
     let tensors: Vec<Tensor> = memory
@@ -74,7 +82,6 @@ fn write_versions(engine: &Engine, store: &Store, indices: &[u32]) -> Vec<(u32, 
                 .unwrap()
         })
         .collect();
-    let paths = vec![store.data_path(); tensors.len()];
     if !tensors.is_empty() {
         let ticket = engine.swap_out(&tensors, &paths).unwrap();
         let done = engine.wait(ticket, None).unwrap();
@@ -84,10 +91,11 @@ fn write_versions(engine: &Engine, store: &Store, indices: &[u32]) -> Vec<(u32, 
 }
 
 /// Opens what a power cut left, and checks that it is one of two commits, data and all.
-fn check_image(image: &Path, commits: &[Snapshot], events_len: usize, seed: u64) {
+fn check_image(image: &Path, places: &[&str], commits: &[Snapshot], events_len: usize, seed: u64) {
     let plain = Engine::new(&config_of("threads")).unwrap();
     let place = format!("{events_len} events, seed {seed}");
-    let store = open(&plain, image).unwrap_or_else(|error| panic!("{place}: {error}"));
+    let opened = open_places(&plain, image, places);
+    let store = opened.unwrap_or_else(|error| panic!("{place}: {error}"));
     let returned = commits
         .iter()
         .rev()
@@ -113,16 +121,23 @@ fn check_image(image: &Path, commits: &[Snapshot], events_len: usize, seed: u64)
         returned.map(|commit| commit.step),
         begun.map(|commit| commit.step)
     );
-    let data = fs::File::open(image.join("rank0/data")).unwrap();
     for index in 0..store.records_len() {
         let record = store.record(u32::try_from(index).unwrap()).unwrap();
         let Some(durable) = record.durable else {
             continue;
         };
-        let extent_bytes = store.layout().extent_bytes(record.numel);
-        let offset = record.offset + u64::from(durable.slot) * extent_bytes;
+        let (layout, striping) = (store.layout(), store.striping());
+        let extent_bytes = layout.extent_bytes(record.numel);
+        let (area, address) = layout.slot(record.offset, durable.slot, record.numel);
         let mut bytes = vec![0; usize::try_from(extent_bytes).unwrap()];
-        data.read_exact_at(&mut bytes, offset).unwrap();
+        for piece in striping.pieces(area, address, extent_bytes) {
+            let start = usize::try_from(piece.before_bytes).unwrap();
+            let end = start + usize::try_from(piece.len_bytes).unwrap();
+            let path = store.path(area, piece.place).to_str().unwrap();
+            let file = fs::File::open(path).unwrap();
+            file.read_exact_at(&mut bytes[start..end], piece.file_offset)
+                .unwrap();
+        }
         let expected = content(record.id, durable.generation, extent_bytes);
         assert!(
             bytes == expected,
@@ -133,15 +148,23 @@ fn check_image(image: &Path, commits: &[Snapshot], events_len: usize, seed: u64)
     // It is a store as any other.
     store.commit(found.step + 1, &[], None).unwrap();
     drop(store);
-    assert_eq!(open(&plain, image).unwrap().step(), found.step + 1);
+    let again = open_places(&plain, image, places).unwrap();
+    assert_eq!(again.step(), found.step + 1);
 }
 
-fn cut(witness: &Witness, root: &Path, commits: &[Snapshot], events_len: usize, seed: u64) {
+fn cut(
+    witness: &Witness,
+    root: &Path,
+    places: &[&str],
+    commits: &[Snapshot],
+    events_len: usize,
+    seed: u64,
+) {
     let image = tempfile::tempdir().unwrap();
     witness
         .power_cut(events_len, seed, root, image.path())
         .unwrap();
-    check_image(image.path(), commits, events_len, seed);
+    check_image(image.path(), places, commits, events_len, seed);
 }
 
 #[test]
@@ -178,8 +201,48 @@ fn a_power_cut_at_any_moment_leaves_the_last_commit_or_the_one_under_way() {
     }
     for events_len in 0..=witness.events_len() {
         for seed in [0, 1, 2 + events_len as u64, 1 << 40 | events_len as u64] {
-            cut(&witness, place.path(), &commits, events_len, seed);
+            cut(&witness, place.path(), &["."], &commits, events_len, seed);
         }
+    }
+}
+
+#[test]
+fn a_power_cut_of_several_drives_and_third_slots_leaves_one_commit_in_all_of_them() {
+    let place = tempfile::tempdir().unwrap();
+    let (engine, witness) = witnessed();
+    let places = ["a=2", "b"];
+    let mut commits = Vec::new();
+    let mut store = open_places(&engine, place.path(), &places).unwrap();
+    store.add_state(state("master")).unwrap();
+    store.add_state(state("exp_avg")).unwrap();
+    // The slots of the first one lie in three chunks.
+    for (id, numel) in [(1, 280_000), (2, 700), (3, 900)] {
+        store.add_record(id, None, numel).unwrap();
+    }
+    for step in 0..9_u64 {
+        match step {
+            2 => store.add_spare().unwrap(),
+            4 => {
+                drop(store);
+                store = open_places(&engine, place.path(), &places).unwrap();
+            }
+            // Every third slot has been left by now.
+            7 => store.remove_spare(),
+            _ => {}
+        }
+        let indices: Vec<u32> = if step % 2 == 0 {
+            vec![0, 1]
+        } else {
+            vec![1, 2]
+        };
+        let changes = write_versions(&engine, &store, &indices);
+        let begun = witness.events_len();
+        store.commit(step, &changes, Some(b"data")).unwrap();
+        commits.push(snapshot(&store, (begun, witness.events_len())));
+    }
+    for events_len in (0..=witness.events_len()).step_by(3) {
+        let seed = 3 + events_len as u64;
+        cut(&witness, place.path(), &places, &commits, events_len, seed);
     }
 }
 
@@ -208,7 +271,7 @@ fn a_power_cut_while_the_log_is_replaced_loses_nothing() {
     assert!(replaced > commits[2].events.1, "the log was not replaced");
     for events_len in replaced - 6..=witness.events_len() {
         for seed in [0, 1, 77 + events_len as u64] {
-            cut(&witness, place.path(), &commits, events_len, seed);
+            cut(&witness, place.path(), &["."], &commits, events_len, seed);
         }
     }
 }
@@ -239,7 +302,7 @@ fn a_power_cut_after_a_failed_append_leaves_no_mixture_of_two_attempts() {
     }
     for events_len in commits[0].events.0..=witness.events_len() {
         for seed in [0, 1, 5 + events_len as u64, 1 << 33 | events_len as u64] {
-            cut(&witness, place.path(), &commits, events_len, seed);
+            cut(&witness, place.path(), &["."], &commits, events_len, seed);
         }
     }
 }

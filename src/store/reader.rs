@@ -1,17 +1,19 @@
 //! A store opened to be looked at: what it records, and whether its bytes are as they were written.
 
-use std::os::fd::AsFd;
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use super::Version;
-use super::directory::{DATA, LOG, c_path, join, regular_file};
-use super::entry::Checksum;
+use super::directory::{LOG, c_path, join, regular_file};
 use super::file::{Role, StoreFile};
 use super::header::FORMAT_VERSION;
 use super::log_file::read_log;
+use super::places::{check_file, is_gone, name_of};
 use super::replay::Replay;
-use super::store::{check_data, data_is_gone};
+use super::striping::Area;
 use super::table::StoredRecord;
+use crate::base::checksum::Checksum;
 use crate::base::dtype::Dtype;
 use crate::base::error::{Error, IoFailure, Result};
 use crate::base::units::{MIB, to_u64, to_usize};
@@ -31,7 +33,10 @@ const PIECE_BYTES: u64 = 4 * MIB;
 pub struct StoreReader {
     read: Replay,
     log_bytes: u64,
-    data: StoreFile,
+    /// One for each place.
+    data: Vec<StoreFile>,
+    /// Empty where no durable version lies in them.
+    spare: Vec<StoreFile>,
     data_bytes: u64,
 }
 
@@ -55,10 +60,10 @@ pub struct StoredParameter<'a> {
     pub name: Option<&'a str>,
     /// Elements of each state.
     pub numel: u64,
-    /// Bytes that one version of it takes in the data file; it has room for two.
+    /// Bytes that one version of it takes in the data files; they have room for two.
     pub extent_bytes: u64,
-    /// Where the durable version lies in the data file, in bytes; `None` where nothing was
-    /// committed, and all states are zero.
+    /// The address of the durable version in bytes, which is its offset in the data file of a store
+    /// in one directory; `None` where nothing was committed, and all states are zero.
     pub offset_bytes: Option<u64>,
     /// Counts the versions that were committed; 0 before the first.
     pub generation: u32,
@@ -69,33 +74,63 @@ pub struct StoredParameter<'a> {
 }
 
 impl StoreReader {
-    /// Opens the store in `directory`: one that holds `log` and `data`, `rank<N>` below the
-    /// optimizer's `path`.
+    /// Opens the store in these directories, in the order in which the store has them: each one
+    /// holds `data`, the first one `log`; they are `rank<N>` below the optimizer's `path`.
     ///
     /// # Errors
-    /// `Io`: `NOT_FOUND` where there is no store; `Corrupt`; `Unsupported` for a later version of
-    /// the format; `NoMemory`.
-    pub fn open(directory: &Path) -> Result<StoreReader> {
-        let path = c_path(directory)?;
-        let failed = |errno| Error::io("open", path.to_bytes(), None, errno, "");
-        let opened = sys::open_directory(&path).map_err(failed)?;
-        let file = |name, role| {
-            let file = sys::open_to_read_at(opened.as_fd(), name);
-            regular_file(file, join(&path, name), role, None)
+    /// `Io`: `NOT_FOUND` where there is no store; `Corrupt`, also for too few directories and for
+    /// another order; `Unsupported` for another version of the format; `NoMemory`.
+    pub fn open(directories: &[impl AsRef<Path>]) -> Result<StoreReader> {
+        let open = |directory: &Path| {
+            let path = c_path(directory)?;
+            let opened = sys::open_directory(&path);
+            let opened =
+                opened.map_err(|errno| Error::io("open", path.to_bytes(), None, errno, ""))?;
+            Ok((path, opened))
         };
-        let log = file(LOG, Role::Log)?.ok_or_else(|| {
-            let detail = "there is no log in it: it is not a store";
-            Error::io("open", path.to_bytes(), None, libc::ENOENT, detail)
+        let places = directories.iter().map(|directory| open(directory.as_ref()));
+        let places: Vec<(CString, OwnedFd)> = places.collect::<Result<_>>()?;
+        let file = |(path, directory): &(CString, OwnedFd), name: &CStr, role| {
+            let file = sys::open_to_read_at(directory.as_fd(), name);
+            regular_file(file, join(path, name), role, None)
+        };
+        let no_place = || Error::invalid("a store has a directory");
+        let first = places.first().ok_or_else(no_place)?;
+        let log = file(first, LOG, Role::Log)?.ok_or_else(|| {
+            let detail = "there is no log in it: it is not a store, or not its first directory";
+            Error::io("open", first.0.to_bytes(), None, libc::ENOENT, detail)
         })?;
-        // In this order: records get their place in the data file before they are in the log.
+        // In this order: records get their slots in the data files before they are in the log.
         let (bytes, read) = read_log(&log)?;
-        let data = file(DATA, Role::Data)?.ok_or_else(|| data_is_gone(&join(&path, DATA)))?;
-        check_data(&data, &read.identity, &read.table)?;
+        let files = |area| -> Result<Vec<StoreFile>> {
+            let open = |(number, place): (usize, &(CString, OwnedFd))| {
+                let found = file(place, name_of(area), Role::Data)?;
+                let found = found.ok_or_else(|| is_gone(&join(&place.0, name_of(area))))?;
+                check_file(
+                    &found,
+                    area,
+                    number,
+                    places.len(),
+                    &read.identity,
+                    &read.table,
+                )?;
+                Ok(found)
+            };
+            places.iter().enumerate().map(open).collect()
+        };
+        let data = files(Area::Data)?;
+        let spare = if read.table.spare_used_end().is_some() {
+            files(Area::Spare)?
+        } else {
+            Vec::new()
+        };
+        let lengths = data.iter().map(StoreFile::len_bytes);
         Ok(StoreReader {
             log_bytes: to_u64(bytes.len()),
-            data_bytes: data.len_bytes()?,
+            data_bytes: lengths.sum::<Result<u64>>()?,
             read,
             data,
+            spare,
         })
     }
 
@@ -143,7 +178,31 @@ impl StoreReader {
         self.log_bytes.saturating_sub(self.read.end)
     }
 
-    /// Length of the data file, which may be longer than its records.
+    /// Bytes that were written to slots since the store was made.
+    #[must_use]
+    pub fn written_bytes(&self) -> u64 {
+        self.read.table.written_bytes
+    }
+
+    /// How many directories it has.
+    #[must_use]
+    pub fn places_len(&self) -> usize {
+        self.data.len()
+    }
+
+    /// The shares of its directories in what is registered next; empty where there is one.
+    #[must_use]
+    pub fn weights(&self) -> &[u32] {
+        self.read.table.striping().weights().unwrap_or_default()
+    }
+
+    /// Whether all of it is dealt by these weights.
+    pub(super) fn has_weights(&self, weights: &[u32]) -> bool {
+        let mut stripes = self.read.table.striping().stripes();
+        stripes.len() == 1 && stripes.all(|(_, own)| own == weights)
+    }
+
+    /// Length of the data files, which may be longer than their records.
     #[must_use]
     pub fn data_bytes(&self) -> u64 {
         self.data_bytes
@@ -167,8 +226,7 @@ impl StoreReader {
 
     fn described<'a>(&self, record: &'a StoredRecord) -> StoredParameter<'a> {
         let layout = self.read.table.layout();
-        let offset =
-            |version: Version| layout.slot_offset(record.offset, version.slot, record.numel);
+        let offset = |version: Version| self.read.table.slot(record, version.slot).1;
         StoredParameter {
             id: record.id,
             name: record.name.as_deref(),
@@ -195,20 +253,26 @@ impl StoreReader {
             return Ok(0);
         };
         let layout = table.layout();
-        let start = layout.slot_offset(record.offset, version.slot, record.numel);
+        let (area, start) = table.slot(record, version.slot);
         let mut compared_bytes = 0;
         for (number, state) in layout.states.iter().enumerate() {
-            if version.zero_states & (1 << number) != 0 {
+            if version.is_zero(number) {
                 continue;
             }
             let offset = start + layout.image(number, record.numel).start;
             let len_bytes = layout.image_bytes(number, record.numel);
-            let (found, expected) = (self.checksum(offset, len_bytes)?, version.checksums[number]);
+            let found = self.checksum(area, offset, len_bytes)?;
+            let expected = version.checksums[number];
             if found != expected {
                 return Err(Error::Checksum(Box::new(IoFailure {
                     operation: "verify",
-                    path: self.data.path().to_string_lossy().into_owned(),
-                    offset_bytes: Some(offset),
+                    path: self
+                        .file_of(area, offset)
+                        .0
+                        .path()
+                        .to_string_lossy()
+                        .into_owned(),
+                    offset_bytes: Some(self.file_of(area, offset).1),
                     errno: 0,
                     detail: format!(
                         "{} of parameter {}{} has the checksum {found:08x}, and {expected:08x} \
@@ -224,29 +288,46 @@ impl StoreReader {
         Ok(compared_bytes)
     }
 
-    /// The checksum of a part of the data file, as it is on storage.
-    fn checksum(&self, offset: u64, len_bytes: u64) -> Result<u32> {
-        let piece = to_usize(PIECE_BYTES.min(len_bytes))?;
+    /// The files of an area.
+    fn files(&self, area: Area) -> &[StoreFile] {
+        match area {
+            Area::Data => &self.data,
+            Area::Spare => &self.spare,
+        }
+    }
+
+    /// The file and the offset of an address.
+    fn file_of(&self, area: Area, address: u64) -> (&StoreFile, u64) {
+        let striping = self.read.table.striping();
+        let piece = striping.pieces(area, address, 1).next();
+        let (place, offset) = piece.map_or((0, 0), |piece| (piece.place, piece.file_offset));
+        (&self.files(area)[place], offset)
+    }
+
+    /// The checksum of a range of addresses, as it is on storage.
+    fn checksum(&self, area: Area, address: u64, len_bytes: u64) -> Result<u32> {
+        let room = to_usize(PIECE_BYTES.min(len_bytes))?;
         let mut memory = Vec::new();
         memory
-            .try_reserve_exact(piece)
-            .map_err(|_| Error::NoMemory(format!("{piece} bytes to verify a state")))?;
-        memory.resize(piece, 0);
-        self.data.forget_cached(offset, len_bytes);
+            .try_reserve_exact(room)
+            .map_err(|_| Error::NoMemory(format!("{room} bytes to verify a state")))?;
+        memory.resize(room, 0);
         let mut checksum = Checksum::new();
-        let mut done = 0;
-        while done < len_bytes {
-            let piece = &mut memory[..to_usize(PIECE_BYTES.min(len_bytes - done))?];
-            let at = offset + done;
-            if self.data.read_at(piece, at)? < piece.len() {
-                return Err(self
-                    .data
-                    .corrupt(at, "the file ends in the middle of a record"));
+        for piece in self.read.table.striping().pieces(area, address, len_bytes) {
+            let file = &self.files(area)[piece.place];
+            file.forget_cached(piece.file_offset, piece.len_bytes);
+            let mut done = 0;
+            while done < piece.len_bytes {
+                let part = &mut memory[..to_usize(PIECE_BYTES.min(piece.len_bytes - done))?];
+                let at = piece.file_offset + done;
+                if file.read_at(part, at)? < part.len() {
+                    return Err(file.corrupt(at, "the file ends in the middle of a record"));
+                }
+                checksum.update(part);
+                done += to_u64(part.len());
             }
-            checksum.update(piece);
-            done += to_u64(piece.len());
+            file.forget_cached(piece.file_offset, piece.len_bytes);
         }
-        self.data.forget_cached(offset, len_bytes);
         Ok(checksum.finish())
     }
 }

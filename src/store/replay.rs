@@ -8,9 +8,10 @@
 
 use super::entry::{
     Commit, ENTRY_ALIGN_BYTES, Entry, EntryHeader, Identity, Kind, Parameter, decode,
-    decode_header, decode_state,
+    decode_header, decode_state, decode_stripe,
 };
 use super::header::{BadHeader, LOG_HEADER_BYTES, LogHeader};
+use super::striping::Striping;
 use super::table::Table;
 use crate::base::units::to_u64;
 
@@ -125,12 +126,21 @@ fn apply(replay: &mut Replay, entry: &Entry<'_>) -> Result<bool, String> {
         }
         Kind::Parameter => {
             let parameter = Parameter::decode(entry.payload).ok_or("a malformed parameter")?;
-            if parameter.offset != table.data_bytes() {
+            if parameter.offset != table.end() {
                 return Err(format!("parameter {} is out of place", parameter.id));
             }
             table
                 .add_record(parameter.id, parameter.name, parameter.numel)
                 .map_err(|error| error.to_string())?;
+            Ok(false)
+        }
+        Kind::Stripe => {
+            let (from, weights) = decode_stripe(entry.payload).ok_or("malformed weights")?;
+            if from != Striping::next_start(table.end()) {
+                return Err("weights are out of place".to_owned());
+            }
+            let changed = table.set_weights(&weights);
+            changed.map_err(|error| error.to_string())?;
             Ok(false)
         }
         Kind::Commit => {

@@ -2,21 +2,23 @@
 
 use std::ffi::{CStr, CString};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::directory::{DATA, Directory, LOG, NEW_LOG, join, rank_path};
+use super::directory::{DATA, Directory, LOG, NEW_LOG, SPARE, join, rank_path};
 use super::entry::Identity;
-use super::file::{Role, StoreFile};
-use super::header::{DATA_HEADER_BYTES, DATA_START_BYTES, decode_data_header, encode_data_header};
-use super::log_file::{Log, error_of, open_log};
-use super::reservation::Reservation;
+use super::file::StoreFile;
+use super::log_file::{Log, open_log};
+use super::measure::{achieved_shares, is_far, shares_of};
+use super::moving::refuse_moving;
+use super::places::{Directories, PlaceFile, sync_all};
+use super::striping::{Area, Striping, weights_of};
 use super::table::{RecordIndex, StoredRecord, Table};
 use super::{Layout, StateSpec, Version};
 use crate::base::config::{OptimizerOptions, StoreMode};
-use crate::base::error::{Error, IoFailure, Result};
+use crate::base::error::{Error, Result};
 use crate::base::sync::{Mutex, lock};
-use crate::base::units::to_u64;
-use crate::io::Engine;
+use crate::io::{Engine, FileIdentity};
 use crate::sys;
 
 /// Names the stores that are kept in memory, which must not share a file of the backend's.
@@ -32,73 +34,134 @@ pub(crate) struct Store {
     table: Mutex<Table>,
     /// `None` where everything is in memory and goes with the process.
     disk: Option<Disk>,
-    data_path: CString,
+    paths: Paths,
     scratch_path: CString,
+    /// Bytes that were written to slots since the last commit was prepared.
+    written: AtomicU64,
+}
+
+/// What a commit made durable.
+#[derive(Debug)]
+pub(crate) struct Committed {
+    pub(crate) step: u64,
+    pub(crate) user_data: Vec<u8>,
+    pub(crate) layout: Layout,
+    /// With their durable versions.
+    pub(crate) records: Vec<StoredRecord>,
+}
+
+/// The files of records, one in each place.
+#[derive(Debug)]
+struct Paths {
+    data: Vec<CString>,
+    spare: Vec<CString>,
+    /// What the paths led to when the files were opened here; none for files that are not there.
+    // LOCK ORDER: last.
+    identities: Mutex<Identities>,
+}
+
+#[derive(Debug, Default)]
+struct Identities {
+    data: Vec<FileIdentity>,
+    spare: Vec<FileIdentity>,
+}
+
+fn identities_of(files: &[PlaceFile]) -> Result<Vec<FileIdentity>> {
+    files.iter().map(|place| place.file.identity()).collect()
 }
 
 #[derive(Debug)]
 struct Disk {
     writer: Mutex<Writer>,
-    data: StoreFile,
-    // DROP ORDER: last, it holds the lock.
-    directory: Directory,
+    /// Nobody gave weights: they follow what the drives achieve.
+    follows_drives: bool,
+    // DROP ORDER: last, they hold the locks.
+    directories: Directories,
 }
 
 #[derive(Debug)]
 struct Writer {
     log: Log,
-    reservation: Reservation,
+    data: Vec<PlaceFile>,
+    /// Empty while there are no third slots.
+    spare: Vec<PlaceFile>,
 }
 
 impl Store {
     /// Opens or makes the store (`options.directories`, `rank`, `store`). With the memory backend
-    /// no storage is touched, and the store is always a new one.
+    /// no storage is touched, and the store is always a new one. Where it is made in several
+    /// directories without weights, they are measured.
     ///
     /// # Errors
-    /// `Unsupported` for several directories and for a later version of the format; `Locked`;
-    /// `Corrupt`; `Io`: `NOT_FOUND` where a store is to be there and is not.
+    /// `Unsupported` for another version of the format; `Locked`; `Corrupt`, also for directories
+    /// in another order; `Io`: `NOT_FOUND` where a store is to be there and is not.
     pub(crate) fn open(engine: &Engine, options: &OptimizerOptions) -> Result<Store> {
-        let [place] = options.directories.as_slice() else {
-            return Err(Error::Unsupported {
-                message: "a store in several directories".to_owned(),
-                errno: 0,
-            });
-        };
-        let (path, rank) = (place.path.as_path(), options.rank);
         if engine.is_in_memory() {
-            return Store::in_memory(path, rank, options.store);
+            return Store::in_memory(options);
         }
+        let directories = Directories::open(engine, options)?;
+        refuse_moving(directories.first())?;
+        Store::open_in(engine, options, directories)
+    }
+
+    /// As [`Store::open`], on storage, in directories that are locked already.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub(super) fn open_in(
+        engine: &Engine,
+        options: &OptimizerOptions,
+        directories: Directories,
+    ) -> Result<Store> {
         let create = options.store != StoreMode::Existing;
-        let witness = engine.witness().cloned();
-        let directory = Directory::open(path, rank, create, witness)?;
         if options.store == StoreMode::New {
-            remove_files(&directory)?;
+            directories.remove_files()?;
         }
-        let (log, table, data) = match open_log(&directory)? {
+        let first = directories.first();
+        let (log, mut table, data, spare) = match open_log(first)? {
             Some((log, table)) => {
-                let data = open_data(&directory, &log, &table)?;
-                directory.remove(NEW_LOG)?;
-                (log, table, data)
+                let data = directories.open_files(Area::Data, log.identity(), &table)?;
+                let spare = open_spare(&directories, &log, &table)?;
+                first.remove(NEW_LOG)?;
+                (log, table, data, spare)
             }
-            None if create => create_files(&directory)?,
-            None => return Err(not_found(directory.path_of(LOG).to_bytes())),
+            None if create => {
+                let identity = new_identity(first.path())?;
+                let data = directories.create_data(&identity)?;
+                let log = Log::create(first, identity)?;
+                (log, Table::default(), data, Vec::new())
+            }
+            None => return Err(not_found(first.path_of(LOG).to_bytes())),
         };
-        let reservation = Reservation::new(data.len_bytes()?);
+        if directories.len() > 1 {
+            choose_weights(engine, options, &directories, &mut table)?;
+        }
+        let identities = Identities {
+            data: identities_of(&data)?,
+            spare: identities_of(&spare)?,
+        };
         Ok(Store {
             table: Mutex::new(table),
-            data_path: directory.path_of(DATA),
-            scratch_path: directory.prepare_scratch()?,
+            paths: Paths {
+                data: directories.paths_of(DATA),
+                spare: directories.paths_of(SPARE),
+                identities: Mutex::new(identities),
+            },
+            scratch_path: first.prepare_scratch()?,
+            written: AtomicU64::new(0),
             disk: Some(Disk {
-                writer: Mutex::new(Writer { log, reservation }),
-                data,
-                directory,
+                writer: Mutex::new(Writer { log, data, spare }),
+                follows_drives: !has_weights(options),
+                directories,
             }),
         })
     }
 
-    fn in_memory(path: &Path, rank: u32, mode: StoreMode) -> Result<Store> {
-        let path = rank_path(path, rank)?;
-        if mode == StoreMode::Existing {
+    fn in_memory(options: &OptimizerOptions) -> Result<Store> {
+        let path = options.directories.first();
+        let path = path.map_or(Path::new(""), |first| first.path.as_path());
+        let path = rank_path(path, options.rank)?;
+        if options.store == StoreMode::Existing {
             return Err(not_found(path.to_bytes()));
         }
         // ORDERING: relaxed; only uniqueness matters.
@@ -110,8 +173,13 @@ impl Store {
         Ok(Store {
             table: Mutex::default(),
             disk: None,
-            data_path: named("data"),
+            paths: Paths {
+                data: vec![named("data")],
+                spare: vec![named("spare")],
+                identities: Mutex::default(),
+            },
             scratch_path: named("scratch"),
+            written: AtomicU64::new(0),
         })
     }
 
@@ -145,12 +213,33 @@ impl Store {
         lock(&self.table).find(id)
     }
 
-    /// Registers a record and reserves both of its slots. It is part of the store from the next
+    /// Before the first of some further records: deals what is registered from now on as the drives
+    /// have proved to be, where nobody gave weights, and they are far from what was measured.
+    ///
+    /// # Errors
+    /// `InvalidArgument` where there can be no further weights.
+    pub(crate) fn follow_drives(&self, engine: &Engine) -> Result<()> {
+        let Some(disk) = self.disk.as_ref().filter(|disk| disk.follows_drives) else {
+            return Ok(());
+        };
+        let _writer = lock(&disk.writer);
+        let mut table = lock(&self.table);
+        if disk.directories.len() == 1 || !table.is_settled() || table.records().is_empty() {
+            return Ok(());
+        }
+        let current = table.striping().weights().unwrap_or_default().to_vec();
+        match achieved_shares(engine, &disk.directories) {
+            Some(shares) if is_far(&current, &shares) => table.set_weights(&weights_of(&shares)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Registers a record and reserves its slots. It is part of the store from the next
     /// commit on; without one it is forgotten.
     ///
     /// # Errors
-    /// `InvalidArgument`; `Io`: with `ENOSPC` it names the bytes needed and those free. Nothing is
-    /// registered then.
+    /// `InvalidArgument`; `Io`: with `ENOSPC` it names the file, the bytes needed and those free.
+    /// Nothing is registered then.
     pub(crate) fn add_record(
         &self,
         id: u64,
@@ -162,8 +251,13 @@ impl Store {
         };
         let mut writer = lock(&disk.writer);
         // Who adds records holds the writer, so the place stays what it is.
-        let (_, end) = lock(&self.table).place(id, name, numel)?;
-        writer.reservation.reach(&disk.data, end)?;
+        let table = lock(&self.table);
+        let (_, end) = table.next_slots(id, name, numel)?;
+        let striping = Arc::clone(table.striping());
+        drop(table);
+        for (place, data) in writer.data.iter_mut().enumerate() {
+            data.reach(striping.file_bytes(Area::Data, place, end))?;
+        }
         let mut table = lock(&self.table);
         let index = table.add_record(id, name, numel)?;
         let commit_bytes = table.commit_bytes_max();
@@ -172,9 +266,47 @@ impl Store {
         Ok(index)
     }
 
-    /// The data file, as the engine is to be asked for it.
-    pub(crate) fn data_path(&self) -> &CStr {
-        &self.data_path
+    /// The file of a place for an area, as the engine is to be asked for it.
+    pub(crate) fn path(&self, area: Area, place: usize) -> &CStr {
+        match area {
+            Area::Data => &self.paths.data[place],
+            Area::Spare => &self.paths.spare[place],
+        }
+    }
+
+    /// The one file that [`Store::path`] may lead to. Whoever can rename what lies above could have
+    /// put another in its place, a link to somebody else's among them.
+    pub(crate) fn file_identity(&self, area: Area, place: usize) -> Option<FileIdentity> {
+        let identities = lock(&self.paths.identities);
+        let files = match area {
+            Area::Data => &identities.data,
+            Area::Spare => &identities.spare,
+        };
+        files.get(place).copied()
+    }
+
+    /// The file and the offset of an address.
+    pub(crate) fn find_address(&self, area: Area, address: u64) -> (&CStr, u64) {
+        let striping = self.striping();
+        let piece = striping.pieces(area, address, 1).next();
+        let (place, offset) = piece.map_or((0, 0), |piece| (piece.place, piece.file_offset));
+        (self.path(area, place), offset)
+    }
+
+    /// Where addresses lie.
+    pub(crate) fn striping(&self) -> Arc<Striping> {
+        Arc::clone(lock(&self.table).striping())
+    }
+
+    /// Counts bytes that were written to slots.
+    pub(crate) fn note_written(&self, bytes: u64) {
+        // ORDERING: relaxed; a sum of its own.
+        self.written.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes that were written to slots since the store was made.
+    pub(crate) fn written_bytes(&self) -> u64 {
+        lock(&self.table).written_bytes + self.written.load(Ordering::Relaxed)
     }
 
     /// Steps done, as last committed.
@@ -192,16 +324,27 @@ impl Store {
         &self.scratch_path
     }
 
-    /// Bytes of the data file that records take.
+    /// What was committed last. No commit is under way.
+    pub(crate) fn committed(&self) -> Committed {
+        let table = lock(&self.table);
+        Committed {
+            step: table.step,
+            user_data: table.user_data.clone(),
+            layout: table.layout().clone(),
+            records: table.committed_records().to_vec(),
+        }
+    }
+
+    /// Bytes of the data files that records take.
     pub(crate) fn data_bytes(&self) -> u64 {
-        lock(&self.table).data_bytes()
+        lock(&self.table).end()
     }
 
     /// Lets others open the store; nobody uses this object any more, though somebody may still
     /// hold it.
     pub(crate) fn close(&self) {
         if let Some(disk) = &self.disk {
-            disk.directory.unlock();
+            disk.directories.unlock();
         }
     }
 
@@ -210,8 +353,8 @@ impl Store {
         lock(&self.disk.as_ref()?.writer).log.check().err()
     }
 
-    /// Makes versions durable: syncs the data, appends one entry, syncs the log. Blocks; one
-    /// thread at a time, others wait. Every write to the data file that belongs to the versions
+    /// Makes versions durable: syncs the data in all places, appends one entry, syncs the log. Blocks; one
+    /// thread at a time, others wait. Every write to the data files that belongs to the versions
     /// has been reaped. `user_data` `None` keeps what was there.
     ///
     /// # Errors
@@ -226,11 +369,16 @@ impl Store {
     ) -> Result<()> {
         let mut writer = self.disk.as_ref().map(|disk| (disk, lock(&disk.writer)));
         lock(&self.table).check_commit(changes.iter().copied(), user_data)?;
-        if let Some((disk, writer)) = &mut writer {
-            let log = &mut writer.log;
+        if let Some((_, writer)) = &mut writer {
+            let Writer { log, data, spare } = &mut **writer;
             log.check()?;
-            log.for_ever(disk.data.sync())?;
-            let entries = log.prepare(&lock(&self.table), step, changes, user_data);
+            let files = data.iter().chain(spare.iter());
+            let files: Vec<&StoreFile> = files.map(|place| &place.file).collect();
+            log.for_ever(sync_all(&files))?;
+            let mut table = lock(&self.table);
+            table.written_bytes += self.written.swap(0, Ordering::Relaxed);
+            let entries = log.prepare(&table, step, changes, user_data);
+            drop(table);
             log.append(entries)?;
         }
         lock(&self.table).commit(step, changes.iter().copied(), user_data);
@@ -238,12 +386,74 @@ impl Store {
             writer.log.seal();
             let new = writer.log.shorter(&lock(&self.table));
             if let Some(new) = new {
-                writer.log.replace(&disk.directory, new);
+                writer.log.replace(disk.directories.first(), new);
             }
             let commit_bytes = lock(&self.table).commit_bytes_max();
             writer.log.reserve(commit_bytes);
         }
         Ok(())
+    }
+}
+
+impl Store {
+    /// Makes room for a third slot of every record, in the spare files.
+    ///
+    /// # Errors
+    /// `Io`: with `ENOSPC` it names the file, the bytes needed and those free; there are no third
+    /// slots then that were not there before.
+    pub(crate) fn add_spare(&self) -> Result<()> {
+        let Some(disk) = &self.disk else {
+            return Ok(());
+        };
+        let mut writer = lock(&disk.writer);
+        let table = lock(&self.table);
+        let (striping, end) = (Arc::clone(table.striping()), table.spare_end());
+        drop(table);
+        let is_new = writer.spare.is_empty();
+        let reached = (|| {
+            if is_new {
+                let identity = writer.log.identity();
+                writer.spare = disk.directories.create_files(Area::Spare, identity)?;
+                lock(&self.paths.identities).spare = identities_of(&writer.spare)?;
+            }
+            for (place, spare) in writer.spare.iter_mut().enumerate() {
+                spare.reach(striping.file_bytes(Area::Spare, place, end))?;
+            }
+            Ok(())
+        })();
+        if reached.is_err() && is_new {
+            writer.spare.clear();
+            // What stays of them is removed when the store is opened.
+            let _ = disk.directories.remove_spare();
+        }
+        reached
+    }
+
+    /// What tells the store from every other one, and its first directory; `None` in memory.
+    pub(super) fn on_disk(&self) -> Option<(Identity, &Directory)> {
+        let disk = self.disk.as_ref()?;
+        let identity = *lock(&disk.writer).log.identity();
+        Some((identity, disk.directories.first()))
+    }
+
+    /// Whether there are third slots.
+    pub(crate) fn has_spare(&self) -> bool {
+        let disk = self.disk.as_ref();
+        disk.is_some_and(|disk| !lock(&disk.writer).spare.is_empty())
+    }
+
+    /// Takes third slots away, where no durable version lies in one. The caller knows that no other
+    /// version does.
+    pub(crate) fn remove_spare(&self) {
+        let Some(disk) = &self.disk else {
+            return;
+        };
+        let mut writer = lock(&disk.writer);
+        if lock(&self.table).spare_used_end().is_none() {
+            writer.spare.clear();
+            // What stays of them is removed when the store is opened.
+            let _ = disk.directories.remove_spare();
+        }
     }
 }
 
@@ -265,65 +475,46 @@ fn not_found(path: &[u8]) -> Error {
     Error::io("open", path, None, libc::ENOENT, detail)
 }
 
-/// Removes what a store consists of, and nothing else.
-fn remove_files(directory: &Directory) -> Result<()> {
-    directory.remove(LOG)?;
-    // Without its log a store is none; with it, but without its data, it would be a damaged one.
-    directory.sync()?;
-    directory.remove(NEW_LOG)?;
-    directory.remove(DATA)
-}
-
-fn create_files(directory: &Directory) -> Result<(Log, Table, StoreFile)> {
-    if let Some(data) = directory.open_file(DATA, Role::Data)?
-        && data.len_bytes()? > DATA_START_BYTES
-    {
-        // Records get space only after the log is there.
-        return Err(data.corrupt(0, "its log is gone; store=new gives up what it holds"));
-    }
+fn new_identity(path: &CStr) -> Result<Identity> {
     let mut identity: Identity = [0; 16];
     sys::fill_random(&mut identity)
-        .map_err(|errno| Error::io("getrandom", directory.path().to_bytes(), None, errno, ""))?;
-    let data = directory.create(DATA, Role::Data)?;
-    data.write_at(&encode_data_header(&identity), 0)?;
-    data.set_len(DATA_START_BYTES)?;
-    data.sync()?;
-    let log = Log::create(directory, identity)?;
-    Ok((log, Table::default(), data))
+        .map_err(|errno| Error::io("getrandom", path.to_bytes(), None, errno, ""))?;
+    Ok(identity)
 }
 
-fn open_data(directory: &Directory, log: &Log, table: &Table) -> Result<StoreFile> {
-    let data = directory.open_file(DATA, Role::Data)?;
-    let data = data.ok_or_else(|| data_is_gone(&directory.path_of(DATA)))?;
-    check_data(&data, log.identity(), table)?;
-    Ok(data)
-}
-
-/// The error for a log without a data file.
-pub(super) fn data_is_gone(path: &CStr) -> Error {
-    Error::Corrupt(Box::new(IoFailure {
-        operation: "open",
-        path: path.to_string_lossy().into_owned(),
-        offset_bytes: None,
-        errno: libc::ENOENT,
-        detail: "the log is there".to_owned(),
-    }))
-}
-
-/// Checks that a data file belongs to a log, and has all that the log records.
-///
-/// # Errors
-/// `Corrupt`, `Unsupported` for a later version, `Io`.
-pub(super) fn check_data(data: &StoreFile, log: &Identity, table: &Table) -> Result<()> {
-    let header = data.read_up_to(to_u64(DATA_HEADER_BYTES))?;
-    let identity = decode_data_header(&header).map_err(|bad| error_of(data, bad.into()))?;
-    if identity != *log {
-        return Err(data.corrupt(0, "it belongs to another store than the log beside it"));
+/// Opens the spare files where the durable version of a record lies in them, and removes what there
+/// is of them where none does.
+fn open_spare(directories: &Directories, log: &Log, table: &Table) -> Result<Vec<PlaceFile>> {
+    if table.spare_used_end().is_some() {
+        return directories.open_files(Area::Spare, log.identity(), table);
     }
-    let len_bytes = data.len_bytes()?;
-    if len_bytes < table.data_bytes() {
-        let detail = format!("{} bytes are recorded in the log", table.data_bytes());
-        return Err(data.corrupt(len_bytes, detail));
+    directories.remove_spare()?;
+    Ok(Vec::new())
+}
+
+fn has_weights(options: &OptimizerOptions) -> bool {
+    let mut places = options.directories.iter();
+    places.any(|place| place.weight.is_some())
+}
+
+/// Decides how further addresses are dealt to several places: as given, as before, or as measured.
+fn choose_weights(
+    engine: &Engine,
+    options: &OptimizerOptions,
+    directories: &Directories,
+    table: &mut Table,
+) -> Result<()> {
+    let shares: Vec<f64> = if has_weights(options) {
+        let given = options.directories.iter().map(|place| place.weight);
+        given.map(|weight| weight.unwrap_or(1.0)).collect()
+    } else if table.striping().weights().is_some() {
+        return Ok(());
+    } else {
+        shares_of(engine, directories)?
+    };
+    let weights = weights_of(&shares);
+    if table.striping().weights() != Some(&weights) {
+        table.set_weights(&weights)?;
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use super::store::Store;
+use super::striping::Area;
 use super::{STATES_MAX, StateSpec, Version};
 use crate::base::config::{Config, OptimizerOptions, StoreMode};
 use crate::base::dtype::Dtype;
@@ -38,6 +39,15 @@ pub(super) fn options(path: &Path, store: StoreMode) -> OptimizerOptions {
 
 pub(super) fn open(engine: &Engine, path: &Path) -> Result<Store, Error> {
     Store::open(engine, &options(path, StoreMode::Auto))
+}
+
+/// The same in directories below `root`, each with an optional weight.
+pub(super) fn open_places(engine: &Engine, root: &Path, places: &[&str]) -> Result<Store, Error> {
+    let list: Vec<String> = places
+        .iter()
+        .map(|place| root.join(place).display().to_string())
+        .collect();
+    open(engine, Path::new(&list.join(",")))
 }
 
 pub(super) fn state(name: &str) -> StateSpec {
@@ -173,7 +183,7 @@ fn each_rank_has_a_store_of_its_own() {
         ..second
     };
     let error = Store::open(&engine, &two).unwrap_err();
-    assert_eq!(error.status(), Status::Unsupported);
+    assert_eq!(error.status(), Status::Locked);
 }
 
 #[test]
@@ -368,7 +378,7 @@ fn wrong_registrations_and_commits_change_nothing() {
     refused(add(1, None, 1));
     refused(store.add_state(state("late")));
     refused(store.commit(1, &[(1, version(0, 1))], None));
-    refused(store.commit(1, &[(0, version(2, 1))], None));
+    refused(store.commit(1, &[(0, version(3, 1))], None));
     refused(store.commit(1, &[(0, version(0, 1))], Some(&vec![0; (1 << 20) + 1])));
     assert_eq!((store.step(), store.durable(0)), (0, None));
     let most = vec![9; 1 << 20];
@@ -626,7 +636,7 @@ fn with_the_memory_backend_no_storage_is_touched() {
     // Nobody else can have it, so there is no lock, and two stores share no file.
     let other = open(&engine, &path).unwrap();
     assert_eq!(other.records_len(), 0);
-    assert_ne!(other.data_path(), store.data_path());
+    assert_ne!(other.path(Area::Data, 0), store.path(Area::Data, 0));
     assert_ne!(other.scratch_directory(), store.scratch_directory());
     let error = Store::open(&engine, &options(&path, StoreMode::Existing)).unwrap_err();
     assert_eq!(error.status(), Status::NotFound);

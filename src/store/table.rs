@@ -1,13 +1,15 @@
 //! What a store records: states, records, the last committed version of each. Pure.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::entry::{self, Commit, EntryWriter, Kind, Parameter};
 use super::header::DATA_START_BYTES;
-use super::version::SLOTS;
+use super::striping::{Area, Striping, is_address};
+use super::version::{DATA_SLOTS, SLOTS};
 use super::{Layout, STATES_MAX, StateSpec, Version};
 use crate::base::error::{Error, Result};
-use crate::base::units::{FILE_OFFSET_MAX, MIB, to_u64};
+use crate::base::units::{MIB, to_u64};
 
 /// Index of a record: the order in which parameters were first registered.
 pub(crate) type RecordIndex = u32;
@@ -23,14 +25,23 @@ pub(crate) struct StoredRecord {
     pub(crate) id: u64,
     pub(crate) name: Option<Box<str>>,
     pub(crate) numel: u64,
-    /// Offset of slot 0 in the data file; slot 1 follows it.
+    /// Address of slot 0; slot 1 follows it.
     pub(crate) offset: u64,
     /// The last committed version; `None` before the first.
     pub(crate) durable: Option<Version>,
 }
 
-/// What an entry takes in the log at most, besides names, changes and user data.
+/// What an entry takes in the log at most, besides names, weights, changes and user data.
 const ENTRY_BYTES_MAX: u64 = 96;
+
+/// How much of a table is part of the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Committed {
+    states_len: usize,
+    records_len: usize,
+    striping: Arc<Striping>,
+    end: u64,
+}
 
 /// States, records, and what was committed last.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,10 +53,14 @@ pub(crate) struct Table {
     pub(crate) step: u64,
     /// As last committed.
     pub(crate) user_data: Vec<u8>,
-    /// Where the next record's slots begin in the data file.
+    /// Bytes that were written to slots since the store was made.
+    pub(crate) written_bytes: u64,
+    /// Where addresses lie.
+    striping: Arc<Striping>,
+    /// The address at which the next record's slots begin.
     end: u64,
-    /// How many of the states and of the records the last commit made part of the log.
-    committed: (usize, usize),
+    /// What the last commit made part of the log.
+    committed: Committed,
     /// Bytes that the others' entries will take in the log.
     uncommitted_bytes: u64,
 }
@@ -58,8 +73,15 @@ impl Default for Table {
             ids: HashMap::new(),
             step: 0,
             user_data: Vec::new(),
+            written_bytes: 0,
+            striping: Arc::default(),
             end: DATA_START_BYTES,
-            committed: (0, 0),
+            committed: Committed {
+                states_len: 0,
+                records_len: 0,
+                striping: Arc::default(),
+                end: DATA_START_BYTES,
+            },
             uncommitted_bytes: 0,
         }
     }
@@ -91,9 +113,50 @@ impl Table {
         to_u64(records + ids)
     }
 
-    /// The length that the data file must have.
-    pub(crate) fn data_bytes(&self) -> u64 {
+    /// Where addresses lie.
+    pub(crate) fn striping(&self) -> &Arc<Striping> {
+        &self.striping
+    }
+
+    /// The address behind the last record's slots.
+    pub(crate) fn end(&self) -> u64 {
         self.end
+    }
+
+    /// The address behind the last record's third slot.
+    pub(crate) fn spare_end(&self) -> u64 {
+        let (_, end) = self.layout.slot(self.end, DATA_SLOTS, 0);
+        end
+    }
+
+    /// The address behind the last third slot that holds a committed version; `None` where none
+    /// does.
+    pub(crate) fn spare_used_end(&self) -> Option<u64> {
+        let is_third = |version: Version| version.slot >= DATA_SLOTS;
+        let mut used = self.records.iter().rev();
+        let last = used.find(|record| record.durable.is_some_and(is_third))?;
+        let (_, address) = self.slot(last, DATA_SLOTS);
+        Some(address + self.layout.extent_bytes(last.numel))
+    }
+
+    /// Where a slot of a record is: its area, and the address in it.
+    pub(crate) fn slot(&self, record: &StoredRecord, slot: u8) -> (Area, u64) {
+        self.layout.slot(record.offset, slot, record.numel)
+    }
+
+    /// Deals the addresses of further records by these weights.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for weights that cannot be; nothing changed then.
+    pub(crate) fn set_weights(&mut self, weights: &[u32]) -> Result<()> {
+        let from = Striping::next_start(self.end);
+        if self.striping.places_len() != weights.len() && !self.records.is_empty() {
+            return Err(Error::invalid("another number of places than before"));
+        }
+        Arc::make_mut(&mut self.striping).change(from, weights)?;
+        self.end = from;
+        self.uncommitted_bytes += ENTRY_BYTES_MAX + 4 * to_u64(weights.len());
+        Ok(())
     }
 
     /// Adds a state.
@@ -124,11 +187,11 @@ impl Table {
         Ok(())
     }
 
-    /// Where the slots of a further record lie: their begin, and the end of the second one.
+    /// The addresses of a further record's slots: where they begin and end.
     ///
     /// # Errors
     /// `InvalidArgument` where there can be no such record.
-    pub(crate) fn place(&self, id: u64, name: Option<&str>, numel: u64) -> Result<(u64, u64)> {
+    pub(crate) fn next_slots(&self, id: u64, name: Option<&str>, numel: u64) -> Result<(u64, u64)> {
         if id == u64::MAX {
             return Err(Error::invalid("the id stands for no parameter"));
         }
@@ -145,9 +208,9 @@ impl Table {
         let end = self
             .layout
             .extent_bytes(numel)
-            .checked_mul(u64::from(SLOTS))
+            .checked_mul(u64::from(DATA_SLOTS))
             .and_then(|both| self.end.checked_add(both))
-            .filter(|end| *end <= FILE_OFFSET_MAX);
+            .filter(|end| is_address(*end));
         match end {
             Some(end) if self.records.len() < u32::MAX as usize => Ok((self.end, end)),
             _ => Err(Error::invalid(format!(
@@ -156,17 +219,17 @@ impl Table {
         }
     }
 
-    /// Adds a record, at the place that [`Table::place`] gives it.
+    /// Adds a record, with the slots that [`Table::next_slots`] gives it.
     ///
     /// # Errors
-    /// As [`Table::place`]; nothing changed then.
+    /// As [`Table::next_slots`]; nothing changed then.
     pub(crate) fn add_record(
         &mut self,
         id: u64,
         name: Option<&str>,
         numel: u64,
     ) -> Result<RecordIndex> {
-        let (offset, end) = self.place(id, name, numel)?;
+        let (offset, end) = self.next_slots(id, name, numel)?;
         let len = self.records.len();
         let index = u32::try_from(len).map_err(|_| Error::invalid("too many parameters"))?;
         let record = StoredRecord {
@@ -233,7 +296,7 @@ impl Table {
             self.user_data.extend_from_slice(data);
         }
         self.step = step;
-        self.committed = (states_len, self.records.len());
+        self.committed = self.all();
         self.uncommitted_bytes = 0;
     }
 
@@ -243,23 +306,39 @@ impl Table {
     /// As [`Table::check_commit`].
     pub(crate) fn apply(&mut self, commit: &Commit<'_>) -> Result<()> {
         self.check_commit(commit.changes(), commit.user_data)?;
+        self.written_bytes = commit.written_bytes;
         self.commit(commit.step, commit.changes(), commit.user_data);
         Ok(())
     }
 
-    /// Whether all states and records are part of the log.
-    pub(crate) fn is_settled(&self) -> bool {
-        self.committed == (self.layout.states.len(), self.records.len())
+    /// All that there is, as part of the log.
+    fn all(&self) -> Committed {
+        Committed {
+            states_len: self.layout.states.len(),
+            records_len: self.records.len(),
+            striping: Arc::clone(&self.striping),
+            end: self.end,
+        }
     }
 
-    /// Forgets states and records that no commit made part of the log.
+    /// The records that are part of the log.
+    pub(crate) fn committed_records(&self) -> &[StoredRecord] {
+        &self.records[..self.committed.records_len]
+    }
+
+    /// Whether all states, records and weights are part of the log.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.committed == self.all()
+    }
+
+    /// Forgets states, records and weights that no commit made part of the log.
     pub(crate) fn forget_uncommitted(&mut self) {
-        let (states_len, records_len) = self.committed;
-        self.layout.states.truncate(states_len);
-        for record in self.records.drain(records_len..).rev() {
+        self.layout.states.truncate(self.committed.states_len);
+        for record in self.records.drain(self.committed.records_len..) {
             self.ids.remove(&record.id);
-            self.end = record.offset;
         }
+        self.striping = Arc::clone(&self.committed.striping);
+        self.end = self.committed.end;
         self.uncommitted_bytes = 0;
     }
 
@@ -280,18 +359,18 @@ impl Table {
         changes: &[(RecordIndex, Version)],
         user_data: Option<&[u8]>,
     ) {
-        let (states_len, records_len) = self.committed;
-        self.write_registered(entries, sequence, states_len, records_len);
+        self.write_registered(entries, sequence, &self.committed);
         let states_len = self.layout.states.len();
         entries.add(Kind::Commit, sequence, |payload| {
             let changes = changes.iter().copied();
-            entry::encode_commit(step, changes, user_data, states_len, payload);
+            let written = self.written_bytes;
+            entry::encode_commit(step, changes, user_data, written, states_len, payload);
         });
     }
 
     /// Writes all that was committed as one commit.
     pub(crate) fn write_snapshot(&self, entries: &mut EntryWriter, sequence: u64) {
-        self.write_registered(entries, sequence, 0, 0);
+        self.write_registered(entries, sequence, &Table::default().committed);
         let changes: Vec<(RecordIndex, Version)> = (0..)
             .zip(&self.records)
             .filter_map(|(index, record)| Some((index, record.durable?)))
@@ -300,23 +379,27 @@ impl Table {
         entries.add(Kind::Commit, sequence, |payload| {
             let changes = changes.into_iter();
             let user_data = Some(self.user_data.as_slice());
-            entry::encode_commit(self.step, changes, user_data, states_len, payload);
+            let written = self.written_bytes;
+            entry::encode_commit(self.step, changes, user_data, written, states_len, payload);
         });
     }
 
-    fn write_registered(
-        &self,
-        entries: &mut EntryWriter,
-        sequence: u64,
-        states_from: usize,
-        records_from: usize,
-    ) {
-        for state in &self.layout.states[states_from..] {
+    /// Writes the states, weights and records that are not part of what is `known`.
+    fn write_registered(&self, entries: &mut EntryWriter, sequence: u64, known: &Committed) {
+        for state in &self.layout.states[known.states_len..] {
             entries.add(Kind::State, sequence, |payload| {
                 entry::encode_state(state, payload);
             });
         }
-        for record in &self.records[records_from..] {
+        let is_new = |stripe: &(u64, &[u32])| !known.striping.stripes().any(|old| old == *stripe);
+        let mut stripes = self.striping.stripes().filter(is_new).peekable();
+        for record in &self.records[known.records_len..] {
+            // A reader takes records one behind the other, and weights as they come to hold.
+            while let Some((from, weights)) = stripes.next_if(|(from, _)| *from <= record.offset) {
+                entries.add(Kind::Stripe, sequence, |payload| {
+                    entry::encode_stripe(from, weights, payload);
+                });
+            }
             entries.add(Kind::Parameter, sequence, |payload| {
                 let parameter = Parameter {
                     id: record.id,
@@ -325,6 +408,11 @@ impl Table {
                     name: record.name.as_deref(),
                 };
                 parameter.encode(payload);
+            });
+        }
+        for (from, weights) in stripes {
+            entries.add(Kind::Stripe, sequence, |payload| {
+                entry::encode_stripe(from, weights, payload);
             });
         }
     }

@@ -364,13 +364,24 @@ impl Swapper {
     /// `async_swap_gradient_wait`.
     #[must_use]
     pub fn timer_names(&self) -> Vec<&'static str> {
-        self.shared.figures.timer_names()
+        self.timers()
+            .filter(|(_, timer)| timer.count > 0)
+            .map(|(name, _)| name)
+            .collect()
     }
 
     /// One timer by its name; `None` where there is none of that name.
     #[must_use]
     pub fn timer(&self, name: &str) -> Option<TimerSnapshot> {
-        self.shared.figures.timer(name)
+        let mut timers = self.timers();
+        timers
+            .find(|(known, _)| *known == name)
+            .map(|(_, timer)| timer)
+    }
+
+    /// Every timer, for the list of their names in C.
+    pub(crate) fn timers(&self) -> impl Iterator<Item = (&'static str, TimerSnapshot)> {
+        self.shared.figures.timers()
     }
 }
 

@@ -72,19 +72,11 @@ impl Figures {
         }
     }
 
-    /// Names of the timers that have run.
-    pub(super) fn timer_names(&self) -> Vec<&'static str> {
+    /// Every timer by its name.
+    pub(super) fn timers(&self) -> impl Iterator<Item = (&'static str, TimerSnapshot)> {
         TIMERS
             .iter()
-            .filter(|(_, timer)| timer(self).snapshot().count > 0)
-            .map(|(name, _)| *name)
-            .collect()
-    }
-
-    /// One timer by its name.
-    pub(super) fn timer(&self, name: &str) -> Option<TimerSnapshot> {
-        let (_, timer) = TIMERS.iter().find(|(known, _)| *known == name)?;
-        Some(timer(self).snapshot())
+            .map(|(name, timer)| (*name, timer(self).snapshot()))
     }
 }
 

@@ -42,6 +42,15 @@ pub fn open_at(parent: BorrowedFd<'_>, name: &CStr, create: bool) -> Result<Owne
     file(parent, name, libc::O_RDWR | create)
 }
 
+/// Makes a file called `name` in a directory, with mode 0600 less the umask, and opens it for reading
+/// and writing. Closed on `exec`.
+///
+/// # Errors
+/// As `openat(2)`: `EEXIST` where anything has the name, a symbolic link among them.
+pub fn create_at(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
+    file(parent, name, libc::O_RDWR | libc::O_CREAT | libc::O_EXCL)
+}
+
 /// Opens the file called `name` in a directory for reading only. Closed on `exec`.
 ///
 /// # Errors
@@ -80,6 +89,58 @@ pub fn rename_at(parent: BorrowedFd<'_>, from: &CStr, to: &CStr) -> Result<(), E
     let parent = parent.as_raw_fd();
     // SAFETY: the names end in NUL by their type; the parent is open for the call.
     checked(|| unsafe { libc::renameat(parent, from.as_ptr(), parent, to.as_ptr()) }).map(drop)
+}
+
+/// Gives what is called `from` in one directory the name `to` in another one, on the same file
+/// system. Anything but a directory that is not empty goes.
+///
+/// # Errors
+/// As `renameat(2)`.
+pub fn move_at(
+    parent: BorrowedFd<'_>,
+    from: &CStr,
+    target: BorrowedFd<'_>,
+    to: &CStr,
+) -> Result<(), Errno> {
+    move_with(parent, from, target, to, 0)
+}
+
+/// Gives two things in two directories each other's name, in one step.
+///
+/// KERNEL: renameat2 since 3.15; not every file system knows the flag.
+///
+/// # Errors
+/// As `renameat2(2)`: `EINVAL` where the file system cannot.
+pub fn exchange_at(
+    parent: BorrowedFd<'_>,
+    name: &CStr,
+    other_parent: BorrowedFd<'_>,
+    other: &CStr,
+) -> Result<(), Errno> {
+    move_with(parent, name, other_parent, other, libc::RENAME_EXCHANGE)
+}
+
+fn move_with(
+    parent: BorrowedFd<'_>,
+    from: &CStr,
+    target: BorrowedFd<'_>,
+    to: &CStr,
+    flags: libc::c_uint,
+) -> Result<(), Errno> {
+    let (parent, target) = (parent.as_raw_fd(), target.as_raw_fd());
+    // SAFETY: the names end in NUL by their type; the directories are open for the call.
+    checked(|| unsafe { libc::renameat2(parent, from.as_ptr(), target, to.as_ptr(), flags) })
+        .map(drop)
+}
+
+/// Removes the empty directory called `name`.
+///
+/// # Errors
+/// As `unlinkat(2)` with `AT_REMOVEDIR`: `ENOTEMPTY`; `ENOTDIR` where it is something else.
+pub fn remove_directory_at(parent: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
+    let (parent, flags) = (parent.as_raw_fd(), libc::AT_REMOVEDIR);
+    // SAFETY: the name ends in NUL by its type; the parent is open for the call.
+    checked(|| unsafe { libc::unlinkat(parent, name.as_ptr(), flags) }).map(drop)
 }
 
 /// Takes the name `name` away from a file.
@@ -152,12 +213,34 @@ mod tests {
             open_at(inner.as_fd(), c"a", false).err(),
             Some(libc::ENOENT)
         );
-        open_at(inner.as_fd(), c"a", true).unwrap();
+        create_at(inner.as_fd(), c"a").unwrap();
+        assert_eq!(create_at(inner.as_fd(), c"a").err(), Some(libc::EEXIST));
         open_at(inner.as_fd(), c"b", true).unwrap();
         rename_at(inner.as_fd(), c"a", c"b").unwrap();
         assert_eq!(names_in(inner.as_fd()), Ok(vec![c"b".to_owned()]));
         // Reading the names does not use the directory up.
         assert_eq!(names_in(inner.as_fd()).unwrap().len(), 1);
+        assert_eq!(rename_at(top.as_fd(), c"inner", c"new"), Ok(()));
+        make_directory_at(top.as_fd(), c"inner").unwrap();
+        assert_eq!(
+            rename_at(top.as_fd(), c"inner", c"new"),
+            Err(libc::ENOTEMPTY)
+        );
+        assert_eq!(remove_directory_at(top.as_fd(), c"inner"), Ok(()));
+        assert_eq!(
+            remove_directory_at(top.as_fd(), c"new"),
+            Err(libc::ENOTEMPTY)
+        );
+        // An empty one is replaced.
+        make_directory_at(top.as_fd(), c"inner").unwrap();
+        rename_at(top.as_fd(), c"new", c"inner").unwrap();
+        rename_at(top.as_fd(), c"inner", c"new").unwrap();
+        exchange_at(top.as_fd(), c"new", top.as_fd(), c"other").unwrap_err();
+        move_at(inner.as_fd(), c"b", top.as_fd(), c"c").unwrap();
+        exchange_at(top.as_fd(), c"c", top.as_fd(), c"new").unwrap();
+        assert_eq!(unlink_at(top.as_fd(), c"new"), Ok(()));
+        move_at(top.as_fd(), c"c", top.as_fd(), c"inner").unwrap();
+        open_at(inner.as_fd(), c"b", true).unwrap();
         unlink_at(inner.as_fd(), c"b").unwrap();
         assert_eq!(unlink_at(inner.as_fd(), c"b"), Err(libc::ENOENT));
         assert_eq!(unlink_at(top.as_fd(), c"inner"), Err(libc::EISDIR));

@@ -94,6 +94,20 @@ pub fn fstat(file: BorrowedFd<'_>) -> Result<FileStatus, Errno> {
     Ok(status_of(&unsafe { status.assume_init() }))
 }
 
+/// Identity, kind and length of what is called `name` in a directory; of a symbolic link, its own.
+///
+/// # Errors
+/// As `fstatat(2)`.
+pub fn stat_at(parent: BorrowedFd<'_>, name: &CStr) -> Result<FileStatus, Errno> {
+    let mut status = MaybeUninit::<libc::stat>::zeroed();
+    let (parent, flags) = (parent.as_raw_fd(), libc::AT_SYMLINK_NOFOLLOW);
+    // SAFETY: the name ends in NUL by its type; the parent is open for the call; `status` has room
+    // for one `struct stat`.
+    checked(|| unsafe { libc::fstatat(parent, name.as_ptr(), status.as_mut_ptr(), flags) })?;
+    // SAFETY: the call succeeded, so the kernel filled the structure (zeroes are valid as well).
+    Ok(status_of(&unsafe { status.assume_init() }))
+}
+
 fn status_of(status: &libc::stat) -> FileStatus {
     FileStatus {
         identity: FileIdentity {
@@ -205,6 +219,31 @@ pub fn allocate_keeping_len(
     let mode = libc::FALLOC_FL_KEEP_SIZE;
     // SAFETY: the descriptor is open for the call; no memory is involved.
     checked(|| unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) }).map(drop)
+}
+
+/// Lets a range of one file share the blocks of a range of another (`FICLONERANGE`), which copies
+/// without moving a byte. Offsets and length are multiples of the file system's block size.
+///
+/// # Errors
+/// As `ioctl_ficlonerange(2)`: `EXDEV` across file systems, `EOPNOTSUPP` where the file system
+/// cannot, `EINVAL` for odd ranges.
+pub fn clone_range(
+    from: BorrowedFd<'_>,
+    from_offset_bytes: u64,
+    len_bytes: u64,
+    to: BorrowedFd<'_>,
+    to_offset_bytes: u64,
+) -> Result<(), Errno> {
+    let range = libc::file_clone_range {
+        src_fd: i64::from(from.as_raw_fd()),
+        src_offset: from_offset_bytes,
+        src_length: len_bytes,
+        dest_offset: to_offset_bytes,
+    };
+    // SAFETY: the request reads the one structure that it is given, which outlives the call; both
+    // descriptors are open for it.
+    checked(|| unsafe { libc::ioctl(to.as_raw_fd(), libc::FICLONERANGE, &raw const range) })
+        .map(drop)
 }
 
 /// Turns direct I/O off for an open file, and for every duplicate of its descriptor.
@@ -335,6 +374,13 @@ mod tests {
         assert_eq!(stat_identity(&through_link), Ok(status));
         let mode = std::os::unix::fs::MetadataExt::mode(&link.metadata().unwrap());
         assert_eq!(mode & 0o177, 0);
+        let top = super::super::open_directory(&path_in(directory.path(), "")).unwrap();
+        assert_eq!(stat_at(top.as_fd(), c"a"), Ok(status));
+        assert_eq!(
+            stat_at(top.as_fd(), c"link").map(|status| status.kind),
+            Ok(FileKind::Other)
+        );
+        assert_eq!(stat_at(top.as_fd(), c"b"), Err(libc::ENOENT));
         let above = path_in(directory.path(), "");
         assert_eq!(stat_identity(&above).unwrap().kind, FileKind::Directory);
     }
@@ -395,6 +441,22 @@ mod tests {
         let mut read = [1; 8];
         assert_eq!(read_at(file.as_fd(), &mut read, 1), Ok(4));
         assert_eq!(&read, b"\0abc\x01\x01\x01\x01");
+    }
+
+    #[test]
+    fn a_range_is_cloned_whole_or_not_at_all() {
+        let directory = tempfile::tempdir_in(".").unwrap();
+        let [from, to] =
+            ["a", "b"].map(|name| open(&path_in(directory.path(), name), BOTH).unwrap());
+        let bytes: Vec<u8> = (0..8192_u32).map(|at| at as u8).collect();
+        assert_eq!(write_at(from.as_fd(), &bytes, 0), Ok(8192));
+        let cloned = clone_range(from.as_fd(), 4096, 4096, to.as_fd(), 8192);
+        let len_bytes = fstat(to.as_fd()).unwrap().len_bytes;
+        match cloned {
+            Ok(()) => assert_eq!(len_bytes, 12288),
+            // Most file systems cannot.
+            Err(errno) => assert_eq!((errno, len_bytes), (libc::EOPNOTSUPP, 0)),
+        }
     }
 
     #[test]

@@ -18,13 +18,14 @@ mod directory;
 mod durability;
 mod event;
 mod file;
+mod hint;
 mod mapping;
 mod process;
 
 pub use available::memory_available_bytes;
 pub use directory::{
-    make_directory_at, names_in, open_at, open_directory, open_directory_at, open_to_read_at,
-    rename_at, unlink_at,
+    create_at, exchange_at, make_directory_at, move_at, names_in, open_at, open_directory,
+    open_directory_at, open_to_read_at, remove_directory_at, rename_at, unlink_at,
 };
 pub use durability::{
     forget_cached, free_bytes, is_open_for_writing, lock_exclusive, sync, sync_data, unlock,
@@ -32,8 +33,10 @@ pub use durability::{
 pub use event::{event_drain, event_new, event_signal};
 pub use file::{
     DioAlignment, FileIdentity, FileKind, FileStatus, OpenFlags, allocate, allocate_keeping_len,
-    clear_direct, fstat, open, pread, pwrite, read_at, set_len, stat_identity, statx_dio, write_at,
+    clear_direct, clone_range, fstat, open, pread, pwrite, read_at, set_len, stat_at,
+    stat_identity, statx_dio, write_at,
 };
+pub use hint::{WriteLife, set_write_life};
 pub use mapping::{Advice, Mapping};
 pub use process::{
     block_signals, file_limit, file_size_limit_bytes, fill_random, fork_generation, forked_since,

@@ -26,7 +26,6 @@ static void making(tsw_engine *engine)
     tsw_config_free(config);
     EXPECT_ERROR(open_store(engine, &optimizer, "store", "existing", NULL), TSW_ERR_NOT_FOUND,
                  "store");
-    EXPECT_STATUS(open_store(engine, &optimizer, "path", "one,two", NULL), TSW_ERR_UNSUPPORTED);
 
     check(open_store(engine, &optimizer, NULL), "store");
     EXPECT_ERROR(open_store(engine, &second, NULL), TSW_ERR_LOCKED, "rank0");

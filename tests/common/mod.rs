@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 #![allow(clippy::print_stdout, reason = "a test says what it skips")]
 
+pub(crate) mod listings;
 pub(crate) mod programs;
 
 use std::path::{Path, PathBuf};
@@ -66,43 +67,29 @@ pub(crate) struct Libraries {
     pub(crate) archive: PathBuf,
 }
 
-/// Builds the libraries, in the profile of this test, and asks cargo where they are: `cargo test`
-/// leaves them in no place of their own.
+/// The libraries of this very build. Cargo makes them with the one that a test is linked with, and
+/// puts them where it puts the test; another build would have other features in what it depends on.
 pub(crate) fn libraries() -> &'static Libraries {
     static LIBRARIES: OnceLock<Libraries> = OnceLock::new();
     LIBRARIES.get_or_init(|| {
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--lib", "--message-format=json", "--manifest-path"]);
-        cargo.arg(root().join("Cargo.toml"));
-        if !cfg!(debug_assertions) {
-            cargo.arg("--release");
-        }
-        let output = cargo.output().unwrap();
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "cargo build: {errors}");
-        let files: Vec<PathBuf> = String::from_utf8(output.stdout)
-            .unwrap()
-            .lines()
-            .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-            .filter(|message| {
-                message["reason"] == "compiler-artifact"
-                    && message["target"]["name"] == "tensorswap"
-            })
-            .flat_map(|message| message["filenames"].as_array().cloned().unwrap_or_default())
-            .filter_map(|file| file.as_str().map(PathBuf::from))
-            .collect();
-        let with_extension = |extension: &str| {
-            files
-                .iter()
-                .find(|file| file.extension().is_some_and(|found| found == extension))
-                .cloned()
-                .unwrap()
+        let test = std::env::current_exe().unwrap();
+        let beside = |name: &str| {
+            let library = test.with_file_name(name);
+            assert!(library.exists(), "cargo made no {}", library.display());
+            library
         };
         Libraries {
-            shared: with_extension("so"),
-            archive: with_extension("a"),
+            shared: beside("libtensorswap.so"),
+            archive: beside("libtensorswap.a"),
         }
     })
+}
+
+/// The command line tool; `None` where only a part of the tests was built, and the tool was not.
+pub(crate) fn tool() -> Option<PathBuf> {
+    let test = std::env::current_exe().unwrap();
+    let tool = test.parent().unwrap().with_file_name("tensorswap");
+    tool.exists().then_some(tool)
 }
 
 /// The compiler that the `cc` crate finds for C or C++.

@@ -1,7 +1,7 @@
 //! Programs in C and C++: how they are linked, run and judged.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -27,6 +27,34 @@ pub(crate) enum Linked {
 pub(crate) enum Checked {
     Plain,
     Sanitized,
+}
+
+/// Builds a program in C or C++ as the Makefile of the examples does.
+pub(crate) fn build(source: &Path, program: &Path, linked: Linked, checked: Checked) {
+    let is_cpp = source.extension().is_some_and(|found| found == "cpp");
+    let mut compiler = super::compiler(is_cpp);
+    compiler.args(match is_cpp {
+        true => ["-std=c++17", "-ffp-contract=off"].as_slice(),
+        false => &["-std=c11"],
+    });
+    compiler.args(["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-pthread"]);
+    for folder in ["include", "examples_c"] {
+        compiler.arg("-I").arg(super::root().join(folder));
+    }
+    if checked == Checked::Sanitized {
+        compiler.args(SANITIZE);
+    }
+    compiler.arg(source).arg("-o").arg(program);
+    link(&mut compiler, linked);
+    super::run(&mut compiler);
+}
+
+/// Builds one of the examples into a directory, with the shared library.
+pub(crate) fn example(name: &str, directory: &Path) -> PathBuf {
+    let program = directory.join(name.replace('.', "_"));
+    let source = super::root().join("examples_c").join(name);
+    build(&source, &program, Linked::Shared, Checked::Plain);
+    program
 }
 
 /// Links with the library, as a Makefile would.
@@ -81,6 +109,19 @@ pub(crate) fn run(
     };
     let text = String::from_utf8_lossy(&std::fs::read(&log).unwrap()).into_owned();
     (status, text)
+}
+
+/// What a program said that [`run`] has run, and that must have succeeded.
+pub(crate) fn succeeded((status, output): (Option<ExitStatus>, String)) -> String {
+    let is_well = status.is_some_and(|status| status.success());
+    assert!(is_well, "{status:?}\n{output}");
+    output
+}
+
+/// The line in which a training says what its store holds.
+pub(crate) fn checksum(output: &str) -> &str {
+    let line = output.lines().rfind(|line| line.starts_with("checksum"));
+    line.unwrap_or_else(|| panic!("no checksum in\n{output}"))
 }
 
 /// Runs a program; what is wrong with how it ended, or nothing. With 77 it says what it skips.

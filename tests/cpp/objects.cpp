@@ -327,6 +327,40 @@ static void optimizers()
     store.purge_state();
     store.read_state(3, "moment", tensor(read));
     EXPECT(read[0] == 0);
+
+    // What others read and write.
+    const std::vector<std::uint64_t> ids = {3, 4};
+    store.export_safetensors("model.safetensors");
+    store.export_safetensors(std::string("model.safetensors"), 2000);
+    store.write_state(3, "master", const_tensor(values));
+    store.initialize_from_safetensors("model.safetensors", ids);
+    store.read_state(3, "master", tensor(read));
+    EXPECT(read[1] == 2 && read[2] == 0.25f);
+    store.write_state(3, "master", const_tensor(values));
+    const std::vector<const char*> names = {"layer", nullptr};
+    store.initialize_from_safetensors("model.safetensors.index.json", ids, names);
+    store.read_state(3, "master", tensor(read));
+    EXPECT(read[1] == 2 && read[2] == 0.25f);
+    const tensorswap::span<const char* const> one(names.data(), 1);
+    EXPECT(failure_of([&] { store.initialize_from_safetensors("raw", ids, one); }).code()
+           == status::invalid_argument);
+    EXPECT(failure_of([&] { store.initialize_from_safetensors("raw", ids); }).code()
+           == status::corrupt);
+
+    // A copy beside the store, and back in another one.
+    store.commit();
+    store.snapshot(engine, "snapshot").wait();
+    EXPECT(failure_of([&] { store.snapshot(engine, "snapshot").wait(); }).os_error() == EEXIST);
+    {
+        tensorswap::optimizer other(engine, configured("restored"));
+        EXPECT(failure_of([&] { other.restore("nowhere"); }).code() == status::not_found);
+        other.add_state("master", dtype::f32);
+        other.add_state("moment", dtype::f32);
+        other.restore(std::string("snapshot"));
+        other.read_state(3, "master", tensor(read));
+        EXPECT(read[1] == 2 && read[2] == 0.25f && other.step_number() == store.step_number());
+    }
+
     store.discard_gradients();
     EXPECT(store.gradient_norm(3).sum_of_squares == 0);
     EXPECT(store.parameters_len() == 2 && store.parameter_at(1).id == 4);

@@ -1,9 +1,14 @@
 //! What several test programs need.
 #![allow(dead_code, unreachable_pub, unsafe_code, clippy::unwrap_used)]
-#![allow(clippy::cast_possible_truncation, clippy::print_stdout)]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::print_stdout,
+    clippy::print_stderr
+)]
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::time::Duration;
 
@@ -21,6 +26,24 @@ pub fn scale() -> u64 {
         .ok()
         .and_then(|text| text.parse().ok())
         .unwrap_or(1)
+}
+
+/// Lets `work` change a world at random; where that fails, says what it did last, by its log, which
+/// begins with its settings.
+pub fn trial<W>(
+    what: &str,
+    world: &mut W,
+    log: impl Fn(&W) -> &[String],
+    work: impl FnOnce(&mut W),
+) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(world))) {
+        let log = log(world);
+        eprintln!("{what} failed after {} calls", log.len());
+        let tail = log.len().saturating_sub(80).max(1);
+        let told = log.iter().take(1).chain(log.iter().skip(tail));
+        told.for_each(|line| eprintln!("    {line}"));
+        resume_unwind(panic);
+    }
 }
 
 /// Whether tests that write gigabytes may run.
@@ -144,4 +167,10 @@ pub fn skip(feature: &str, reason: &str) {
         "{feature} is required: {reason}"
     );
     println!("skipped ({feature}): {reason}");
+}
+
+/// How long a test goes on that could go on for ever: `TSW_TEST_SECONDS`, or a moment.
+pub fn duration() -> Duration {
+    let told = std::env::var("TSW_TEST_SECONDS").ok();
+    Duration::from_secs(told.and_then(|text| text.parse().ok()).unwrap_or(2))
 }

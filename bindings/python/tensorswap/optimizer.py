@@ -13,6 +13,7 @@ from tensorswap.memory import describe
 from tensorswap.stats import OptimizerStats, Timer, stats_of, timers_of
 from tensorswap.step import Step
 from tensorswap.tensor import Path, path_bytes
+from tensorswap.ticket import Ticket
 from tensorswap.view import ParameterView
 
 _NO_PARAMETER = 2**64 - 1
@@ -74,6 +75,7 @@ class Optimizer:
     def __init__(self, engine: Engine, config: ConfigLike = None, **keys: Any) -> None:
         self._states: Tuple[str, ...] = ()
         self._views: Dict[int, ParameterView] = {}
+        self._engine = engine
         self._handle: Any = None
         out = ffi.new("tsw_optimizer **")
         check(lib.tsw_optimizer_new(engine._live(), config_of(config, keys), out))
@@ -171,6 +173,56 @@ class Optimizer:
                 keep.append(owner)
                 slot.tensor.data, slot.tensor.numel, slot.tensor.dtype = pointer, numel, kind
         check(lib.tsw_optimizer_initialize_from_swapped(self._live(), array, len(pieces)))
+
+    def snapshot(self, directory: Path) -> Ticket:
+        """Start a copy of the step that was committed last, in a directory that is not there yet.
+
+            optimizer.commit()
+            ticket = optimizer.snapshot("/mnt/nvme/snapshots/1000")
+
+        It appears there whole, once the ticket has ended, or not at all. Training goes on meanwhile; one snapshot
+        at a time. With several ranks each has a directory of its own: `snap/rank0`, `snap/rank1`, and so on.
+        """
+        text = path_bytes(directory)
+        out = ffi.new("tsw_ticket *")
+        check(lib.tsw_optimizer_snapshot(self._live(), ffi.new("char[]", text), out))
+        return self._engine._enter(out[0], None, (text,))
+
+    def restore(self, directory: Path) -> None:
+        """Bring a snapshot back, into a new store to which the states of the snapshot were added.
+
+        It registers the parameters, verifies every byte, and commits: the store is then at the snapshot's step.
+        """
+        check(lib.tsw_optimizer_restore(self._live(), ffi.new("char[]", path_bytes(directory))))
+
+    def export_safetensors(self, file: Path, shard_bytes_max: int = 0) -> None:
+        """Write all states of all parameters, committed or not, as safetensors, in place of what is there.
+
+        The master has the name of its parameter (`parameter.<id>` without one), other states `.` and their own
+        name behind it, each of one dimension and in its type on storage. Data longer than `shard_bytes_max`, where
+        that is not 0, goes into several files, which `<file>.index.json` lists as Hugging Face's libraries do.
+        """
+        text = ffi.new("char[]", path_bytes(file))
+        check(lib.tsw_optimizer_export_safetensors(self._live(), text, unsigned(shard_bytes_max, "shard_bytes_max")))
+
+    def initialize_from_safetensors(self, file: Path, ids: Union[Iterable[int], Mapping[int, Optional[str]]]) -> None:
+        """Give parameters the values of their master from a safetensors file, or from an index of several.
+
+        `ids` are the parameters; a mapping tells for each the name of its tensor, where it is not the one that an
+        export gives it, or None. The tensors are f32, f16 or bf16, of any shape. Pending until `commit`.
+        """
+        numbers = [unsigned(id, "id") for id in ids]
+        names = [ids[id] for id in ids] if isinstance(ids, Mapping) else [None] * len(numbers)
+        texts = [ffi.NULL if name is None else ffi.new("char[]", _name(name)) for name in names]
+        check(
+            lib.tsw_optimizer_initialize_from_safetensors(
+                self._live(),
+                ffi.new("char[]", path_bytes(file)),
+                ffi.new("uint64_t[]", numbers),
+                ffi.new("char *[]", texts),
+                len(numbers),
+            )
+        )
 
     def purge_state(self) -> None:
         """Set the moments of all parameters back to zero; the masters stay. Pending until `commit`."""

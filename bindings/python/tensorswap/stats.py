@@ -84,6 +84,7 @@ class OptimizerStats(NamedTuple):
     gradient_spilled_bytes: int
     checksum_errors_count: int
     store_bytes: int
+    store_written_bytes: int
 
 
 class Timer(NamedTuple):

@@ -411,6 +411,31 @@ def test_a_damaged_record_is_a_checksum_error_and_the_step_is_undone(engine: Eng
         assert optimizer.step_number == 0
 
 
+def test_a_snapshot_is_restored_into_another_store(engine: Engine, tmp_path: Path) -> None:
+    with opened(engine, tmp_path / "store") as optimizer:
+        optimizer.initialize(masters())
+        with pytest.raises(tensorswap.InvalidArgumentError, match="nothing was committed"):
+            optimizer.snapshot(tmp_path / "early")
+        run_step(optimizer, 1)
+        optimizer.commit()
+        ticket = optimizer.snapshot(tmp_path / "snap")
+        run_step(optimizer, 2)
+        done, total = ticket.progress() if not ticket.done() else (1, 1)
+        assert done <= total
+        assert ticket.wait().bytes_done > 0
+        with pytest.raises(tensorswap.Error, match="snap"):
+            optimizer.snapshot(tmp_path / "snap")
+        states = optimizer.states
+    with tensorswap.Optimizer(engine, path=tmp_path / "other", store="new") as other:
+        for name in states:
+            other.add_state(name)
+        with pytest.raises(FileNotFoundError):
+            other.restore(tmp_path / "nowhere")
+        other.restore(tmp_path / "snap")
+        assert other.step_number == 1
+        assert [parameter.id for parameter in other.parameters()] == list(SIZES)
+
+
 def swallow(step: Any) -> Any:
     """Loops over a step in a thread, whose exceptions pytest would report."""
     try:

@@ -64,14 +64,18 @@ def test_the_package_is_installed_by_the_documents_command(tmp_path):
     (install,) = [listing for listing in of_language("sh") if "pip install" in listing.code]
     if shutil.which("cargo") is None:
         pytest.skip("no cargo to build with")
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PIP_TARGET": str(tmp_path / "installed"),  # beside the package that is tested, and not over it
-    }
-    subprocess.run(["bash", "-euc", install.code], check=True, cwd=REPOSITORY, env=environment, capture_output=True)
+    # Not over the package that is tested. PIP_TARGET would keep it apart as well, but it also reaches the pip that
+    # fetches what the build needs, and that one refuses it where it has a prefix (seen with pip 23.2).
+    place = tmp_path / "environment"
+    subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
+    environment = {**os.environ, "PATH": f"{place / 'bin'}:{os.environ['PATH']}"}
+    ended = subprocess.run(
+        ["bash", "-euc", install.code], capture_output=True, text=True, cwd=REPOSITORY, env=environment, check=False
+    )
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
+    (installed,) = place.glob("lib/python*/site-packages")
     for name in ("tensorswap_deepspeed.pth", "_tensorswap_deepspeed.py", "tensorswap/deepspeed/__init__.py"):
-        assert (tmp_path / "installed" / name).is_file()
+        assert (installed / name).is_file()
 
 
 def test_deepspeeds_launcher_trains_with_the_documents_configuration(tmp_path):

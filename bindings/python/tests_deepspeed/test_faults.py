@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 import torch
@@ -137,6 +138,18 @@ def test_validate_tells_a_file_that_is_not_what_memory_holds(handle, tmp_path):
     path.write_bytes(bytes(4000))
     handle.pread(data, str(path), True, False)
     assert not data.any()
+
+
+def test_a_comparison_that_cannot_be_made_ends_its_operation_all_the_same(handle, tmp_path):
+    path = tmp_path / "a"
+    handle.pwrite(torch.arange(1000.0), str(path), True, True)
+    while not path.exists():
+        time.sleep(0.001)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        handle.wait()
+    assert handle.wait() == 0
+    assert handle.sync_pwrite(torch.arange(1000.0), str(path)) == 1
 
 
 @pytest.mark.parametrize(
@@ -271,8 +284,9 @@ def test_ctrl_c_interrupts_a_wait_and_loses_nothing(tmp_path):
         for turn in range(5):
             for number in range(4):
                 handle.async_pwrite(data, "{tmp_path}/%d" % number)
-            threading.Timer(0.01, _thread.interrupt_main).start()
             try:
+                # It may strike before this has returned.
+                threading.Timer(0.01, _thread.interrupt_main).start()
                 count = handle.wait()
                 while True: pass
             except KeyboardInterrupt:

@@ -91,7 +91,7 @@ pub(crate) fn turn(
         field
             .source
             .part(index, bytes)
-            .stamp(stamp << 16 | to_u64(index));
+            .stamp(stamp * to_u64(files.len()) + to_u64(index));
     }
     clear(field, files, read.clone());
     if !files.is_direct {

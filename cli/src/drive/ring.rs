@@ -3,7 +3,7 @@
 //! One thread, one ring, registered buffers where the kernel takes them, a constant depth, and a
 //! refill at each completion.
 
-use std::io::{Error, Result};
+use std::io::{Error, ErrorKind, Result};
 use std::os::fd::RawFd;
 
 use io_uring::{IoUring, opcode, squeue, types};
@@ -107,7 +107,12 @@ impl RingLoop {
             if in_flight == 0 {
                 return Ok(());
             }
-            self.ring.submit_and_wait(1)?;
+            // Interrupted: a process that was stopped goes on here.
+            if let Err(error) = self.ring.submit_and_wait(1)
+                && error.kind() != ErrorKind::Interrupted
+            {
+                return Err(error);
+            }
             for completion in self.ring.completion() {
                 in_flight -= 1;
                 if i64::from(completion.result()) != completion.user_data().cast_signed() {

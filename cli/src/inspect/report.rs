@@ -4,8 +4,9 @@ use std::fmt::Write;
 use std::path::Path;
 
 use serde::Serialize;
-use tensorswap::store::StoreReader;
+use tensorswap::store::{StoreReader, StoredState};
 
+use super::endurance::DriveReport;
 use super::usage::Usage;
 use super::verify::Verified;
 use crate::output::{BAD, BOLD, DOUBTFUL, GOOD, shown_path, styled, table};
@@ -24,17 +25,33 @@ pub(crate) struct StoreReport {
     log_bytes: u64,
     torn_log_bytes: u64,
     data_bytes: u64,
+    /// Written to `data` and `spare` since the store was made.
+    written_bytes: u64,
+    /// On the average of all steps; what was initialized counts as well. None before the first.
+    written_bytes_per_step: Option<u64>,
+    /// Where something was asked about them.
+    drives: Option<Vec<DriveReport>>,
     elements_count: u64,
     states: Vec<StateReport>,
     parameters: Vec<ParameterReport>,
-    verified: Option<Verified>,
+    pub(super) verified: Option<Verified>,
 }
 
 #[derive(Debug, Serialize)]
-struct StateReport {
-    name: String,
+pub(super) struct StateReport {
+    pub(super) name: String,
     dtype: &'static str,
     disk_dtype: &'static str,
+}
+
+impl StateReport {
+    pub(super) fn of(state: StoredState<'_>) -> StateReport {
+        StateReport {
+            name: state.name.to_owned(),
+            dtype: state.dtype.name(),
+            disk_dtype: state.disk_dtype.name(),
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -56,15 +73,9 @@ impl StoreReport {
         reader: &StoreReader,
         usage: Usage,
         verified: Option<Verified>,
+        drives: Option<Vec<DriveReport>>,
     ) -> StoreReport {
-        let states: Vec<StateReport> = reader
-            .states()
-            .map(|state| StateReport {
-                name: state.name.to_owned(),
-                dtype: state.dtype.name(),
-                disk_dtype: state.disk_dtype.name(),
-            })
-            .collect();
+        let states: Vec<StateReport> = reader.states().map(StateReport::of).collect();
         let zero_states = |bits: u8| {
             let named = states.iter().enumerate();
             let zero = named.filter(|(index, _)| bits & (1 << index) != 0);
@@ -98,6 +109,9 @@ impl StoreReport {
             log_bytes: reader.log_bytes(),
             torn_log_bytes: reader.torn_bytes(),
             data_bytes: reader.data_bytes(),
+            written_bytes: reader.written_bytes(),
+            written_bytes_per_step: reader.written_bytes().checked_div(reader.step()),
+            drives,
             elements_count: parameters
                 .iter()
                 .map(|parameter| parameter.elements_count)
@@ -106,12 +120,6 @@ impl StoreReport {
             parameters,
             verified,
         }
-    }
-
-    /// Whether nothing was found that should not be.
-    pub(crate) fn is_well(&self) -> bool {
-        let verified = self.verified.as_ref();
-        verified.is_none_or(|verified| verified.damages.is_empty())
     }
 }
 
@@ -127,8 +135,30 @@ pub(crate) fn text_of(report: &StoreReport, limit: usize) -> String {
         &format!("{} ({} commits)", report.step, report.commits_count),
     );
     line("used by", &usage_text(report.usage));
-    let states = report
-        .states
+    line("states", &states_text(&report.states));
+    let count = to_u64(report.parameters.len());
+    let elements = grouped(report.elements_count);
+    line(
+        "parameters",
+        &format!("{} with {elements} elements", grouped(count)),
+    );
+    line("data", &shown(report.data_bytes));
+    line("written", &written_text(report));
+    for drive in report.drives.iter().flatten() {
+        line("drive", &drive.text());
+    }
+    line("log", &log_text(report));
+    line("user data", &shown(to_u64(report.user_data_bytes)));
+    let (version, identity) = (report.format_version, &report.identity);
+    line("format", &format!("version {version}, store {identity}"));
+    if let Some(verified) = &report.verified {
+        line("verified", &verified_text(verified));
+    }
+    text + &parameters_text(report, limit)
+}
+
+pub(super) fn states_text(states: &[StateReport]) -> String {
+    let states = states
         .iter()
         .map(|state| match state.dtype == state.disk_dtype {
             true => format!("{} ({})", state.name, state.dtype),
@@ -137,26 +167,7 @@ pub(crate) fn text_of(report: &StoreReport, limit: usize) -> String {
                 state.name, state.dtype, state.disk_dtype
             ),
         });
-    line("states", &states.collect::<Vec<_>>().join(", "));
-    let count = to_u64(report.parameters.len());
-    let elements = grouped(report.elements_count);
-    line(
-        "parameters",
-        &format!("{} with {elements} elements", grouped(count)),
-    );
-    line("data", &shown(report.data_bytes));
-    line("log", &log_text(report));
-    line("user data", &shown(to_u64(report.user_data_bytes)));
-    let (version, identity) = (report.format_version, &report.identity);
-    line("format", &format!("version {version}, store {identity}"));
-    if let Some(verified) = &report.verified {
-        line("verified", &verified_text(verified));
-    }
-    if !report.parameters.is_empty() {
-        text += "\n";
-        text += &parameters_text(report, limit);
-    }
-    text
+    states.collect::<Vec<_>>().join(", ")
 }
 
 fn usage_text(usage: Usage) -> String {
@@ -171,6 +182,14 @@ fn usage_text(usage: Usage) -> String {
     }
 }
 
+fn written_text(report: &StoreReport) -> String {
+    let total = shown(report.written_bytes);
+    match report.written_bytes_per_step {
+        Some(bytes) => format!("{total} since it was made, {} a step", shown(bytes)),
+        None => format!("{total} since it was made"),
+    }
+}
+
 fn log_text(report: &StoreReport) -> String {
     match report.torn_log_bytes {
         0 => shown(report.log_bytes),
@@ -182,7 +201,7 @@ fn log_text(report: &StoreReport) -> String {
     }
 }
 
-fn verified_text(verified: &Verified) -> String {
+pub(super) fn verified_text(verified: &Verified) -> String {
     let mut lines = Vec::new();
     let compared = shown(verified.compared_bytes);
     match verified.damages.len() {
@@ -215,36 +234,62 @@ fn verified_text(verified: &Verified) -> String {
 }
 
 fn parameters_text(report: &StoreReport, limit: usize) -> String {
-    let shown_count = match limit {
-        0 => report.parameters.len(),
-        limit => limit.min(report.parameters.len()),
-    };
-    let damaged = |id: u64| {
-        let verified = report.verified.as_ref();
-        verified.is_some_and(|verified| verified.damages.iter().any(|damage| damage.id == id))
-    };
-    let rows = report.parameters.iter().take(shown_count).map(|parameter| {
-        let mut note = match parameter.zero_states.as_slice() {
-            [] => String::new(),
-            zero if zero.len() == report.states.len() => "all zero".to_owned(),
-            zero => format!("zero: {}", zero.join(", ")),
-        };
-        if damaged(parameter.id) {
-            note = "DAMAGED".to_owned();
-        }
+    let rows = report.parameters.iter().map(|parameter| {
+        let zero_states = &parameter.zero_states;
         vec![
             parameter.name.clone().unwrap_or_else(|| "-".to_owned()),
             parameter.id.to_string(),
             grouped(parameter.elements_count),
             shown(parameter.version_bytes),
             parameter.generation.to_string(),
-            note,
+            note(
+                report.verified.as_ref(),
+                parameter.id,
+                zero_states,
+                report.states.len(),
+            ),
         ]
     });
     let header = ["name", "id", "elements", "one version", "generation", ""];
-    let mut text = table(&header, rows);
-    let more = report.parameters.len() - shown_count;
-    if more > 0 {
+    parameters_table(&header, rows, limit)
+}
+
+/// What is remarkable about a parameter.
+pub(super) fn note(
+    verified: Option<&Verified>,
+    id: u64,
+    zero_states: &[String],
+    states_len: usize,
+) -> String {
+    let mut damages = verified.iter().flat_map(|verified| &verified.damages);
+    if damages.any(|damage| damage.id == id) {
+        return "DAMAGED".to_owned();
+    }
+    match zero_states {
+        [] => String::new(),
+        zero if zero.len() == states_len => "all zero".to_owned(),
+        zero => format!("zero: {}", zero.join(", ")),
+    }
+}
+
+/// A table of parameters behind an empty line, with what is left out because of the limit; nothing
+/// where there are none.
+pub(super) fn parameters_table(
+    header: &[&str],
+    rows: impl ExactSizeIterator<Item = Vec<String>>,
+    limit: usize,
+) -> String {
+    let count = rows.len();
+    if count == 0 {
+        return String::new();
+    }
+    let shown_count = match limit {
+        0 => count,
+        limit => limit.min(count),
+    };
+    let mut text = format!("\n{}", table(header, rows.take(shown_count)));
+    if shown_count < count {
+        let more = count - shown_count;
         let _ = writeln!(text, "and {more} more (--limit 0 shows all)");
     }
     text

@@ -1,6 +1,6 @@
 //! Comparing the checksums of everything that a store holds.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use serde::Serialize;
 use tensorswap::store::StoreReader;
@@ -14,7 +14,7 @@ use crate::sizes::to_u64;
 const PASSES_MAX: u32 = 8;
 
 /// What a verification found.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(crate) struct Verified {
     pub(crate) compared_bytes: u64,
     /// Parameters of which no checksums are kept.
@@ -36,7 +36,7 @@ pub(crate) struct Damage {
 /// Whoever uses the store may write over what this reader takes for the durable version. So what
 /// looks damaged is looked at again as long as the store says that it has a newer version.
 pub(crate) fn verify(
-    place: &Path,
+    places: &[PathBuf],
     mut reader: StoreReader,
 ) -> Result<(StoreReader, Verified), Failure> {
     let generations = |reader: &StoreReader| -> Vec<u32> {
@@ -45,12 +45,7 @@ pub(crate) fn verify(
     };
     let total = reader.parameters().map(|parameter| parameter.extent_bytes);
     let progress = Progress::of_bytes(total.sum());
-    let mut verified = Verified {
-        compared_bytes: 0,
-        unchecked_count: 0,
-        damages: Vec::new(),
-        unsettled_count: 0,
-    };
+    let mut verified = Verified::default();
     let mut left: Vec<usize> = (0..reader.parameters().len()).collect();
     for pass in 1.. {
         let sizes: Vec<u64> = reader
@@ -69,8 +64,13 @@ pub(crate) fn verify(
         if wrong.is_empty() {
             break;
         }
-        let before = generations(&reader);
-        reader = StoreReader::open(place)?;
+        let (before, identity) = (generations(&reader), reader.identity());
+        reader = StoreReader::open(places)?;
+        if reader.identity() != identity {
+            return Err(Failure::Refused(
+                "the store was replaced meanwhile".to_owned(),
+            ));
+        }
         let after = generations(&reader);
         let ids: Vec<u64> = reader.parameters().map(|parameter| parameter.id).collect();
         left = Vec::new();

@@ -98,7 +98,9 @@ pub(crate) fn run(options: &Options) -> Result<Outcome, Failure> {
     };
     let interval = options
         .step_seconds
-        .or(floor.as_ref().map(|floor| floor.seconds));
+        .or(floor.as_ref().map(|floor| floor.seconds))
+        // A step that moves nothing takes the drive no time, and wears it not.
+        .filter(|seconds| *seconds > 0.0 && footprint.step_written_bytes > 0);
     let rated_bytes = match (options.endurance, options.dwpd, options.capacity) {
         (Some(bytes), _, _) => Some(sizes::as_f64(bytes)),
         (None, Some(writes), Some(capacity)) => {

@@ -88,11 +88,16 @@ fn read_list(path: &Path) -> Result<Vec<Group>, Failure> {
 
 fn list_in(source: impl BufRead, name: &str) -> Result<Vec<Group>, Failure> {
     let mut groups = Vec::new();
-    for (number, line) in (1..).zip(source.take(LIST_BYTES_MAX).lines()) {
+    let mut len_bytes = 0;
+    for (number, line) in (1..).zip(source.take(LIST_BYTES_MAX + 1).lines()) {
         let line = line.map_err(|error| {
             let reason = crate::failure::words_of(&error);
             Failure::Refused(format!("read {name}: {reason}"))
         })?;
+        len_bytes += to_u64(line.len()) + 1;
+        if len_bytes > LIST_BYTES_MAX {
+            return Err(Failure::wrong(format!("{name} is longer than 1 GiB")));
+        }
         let said = line.split('#').next().unwrap_or_default();
         for word in said.split_whitespace() {
             let group = parse_one(word);

@@ -8,7 +8,7 @@ use tensorswap::optimizer::Footprint;
 use super::drive_life::DriveLife;
 use super::states::StateTypes;
 use crate::output::{BAD, styled};
-use crate::sizes::{as_f64, grouped, shown, shown_seconds, shown_speed};
+use crate::sizes::{as_f64, grouped, shown, shown_days, shown_seconds, shown_speed};
 
 /// The least time that the drive needs for the bytes of a step.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -154,12 +154,5 @@ impl PlanReport {
             }
         }
         text
-    }
-}
-
-fn shown_days(days: f64) -> String {
-    match days {
-        days if days < 730.0 => format!("{days:.0} days"),
-        days => format!("{:.1} years", days / 365.0),
     }
 }

@@ -3,20 +3,25 @@
 use std::path::Path;
 use std::process::Command;
 
+use crate::listings::listings;
 use crate::support::*;
 
 #[test]
 fn every_listing_of_the_guide_runs() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/CLI.md");
     let guide = std::fs::read_to_string(path).unwrap();
-    let listings: Vec<&str> = guide
-        .split("```sh\n")
-        .skip(1)
-        .map(|rest| rest.split("```").next().unwrap())
+    let listings: Vec<String> = listings(&guide)
+        .into_iter()
+        .filter(|listing| listing.language == "sh")
+        .map(|listing| listing.text)
         .collect();
-    assert_eq!(listings.len(), 6);
+    assert_eq!(listings.len(), 8);
     let place = place();
     store(&place.path().join("run"));
+    snapshots(&place.path().join("snap"));
+    for drive in ["drive1", "drive2"] {
+        std::fs::create_dir(place.path().join(drive)).unwrap();
+    }
     let tool = Path::new(env!("CARGO_BIN_EXE_tensorswap"))
         .parent()
         .unwrap();
@@ -24,7 +29,7 @@ fn every_listing_of_the_guide_runs() {
     for listing in listings {
         let mut shell = Command::new("sh");
         shell
-            .args(["-euc", listing])
+            .args(["-euc", listing.as_str()])
             .env("PATH", &path)
             .current_dir(place.path());
         let output = shell.output().unwrap();
@@ -38,7 +43,11 @@ fn every_listing_of_the_guide_runs() {
         "deepspeed_aio.json",
         "doctor.json",
         "doctor.txt",
+        "drive1",
+        "drive2",
         "run",
+        "snap",
+        "snap3",
         "store.json",
         "tensorswap-tune.html",
         "tensorswap.json",

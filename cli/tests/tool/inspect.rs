@@ -19,18 +19,6 @@ fn contents(store: &Path) -> Vec<(String, Vec<u8>, std::time::SystemTime)> {
         .collect()
 }
 
-/// CRC-32C, bit by bit, from its definition.
-fn crc32c(bytes: &[u8]) -> u32 {
-    let mut crc = u32::MAX;
-    for byte in bytes {
-        crc ^= u32::from(*byte);
-        for _ in 0..8 {
-            crc = (crc >> 1) ^ (0x82f6_3b78 & 0u32.wrapping_sub(crc & 1));
-        }
-    }
-    !crc
-}
-
 #[test]
 fn all_that_a_store_records_is_told_and_nothing_is_changed() {
     let place = place();
@@ -188,11 +176,11 @@ fn what_is_no_readable_store_is_said_in_one_line() {
     let write = |bytes: &[u8]| std::fs::write(store.join("log"), bytes).unwrap();
     // A version that is not known yet, whole otherwise.
     let mut newer = log.clone();
-    newer[8] = 2;
+    newer[8] = 3;
     let crc = crc32c(&newer[..60]);
     newer[60..64].copy_from_slice(&crc.to_le_bytes());
     write(&newer);
-    run(&["inspect", path]).refused(3, "log is in version 2 of the format; this build knows 1");
+    run(&["inspect", path]).refused(3, "log is in version 3 of the format; this build knows 2");
     let mut damaged = log.clone();
     damaged[80] ^= 4;
     write(&damaged);
@@ -218,4 +206,55 @@ fn a_store_that_may_not_be_read_is_said_to_be_so() {
         Some(_) => skip("nobody", "the user is the store's owner"),
         None => skip("nobody", "other users cannot run the tool"),
     }
+}
+
+#[test]
+fn bytes_written_are_told_and_how_long_a_drive_lasts_when_it_is_asked() {
+    let place = place();
+    let store = store(place.path());
+    let told = |more: &[&str]| {
+        let arguments = [&["inspect", "--json", text_of(&store)], more].concat();
+        run(&arguments).ended(0).json()[0].clone()
+    };
+    let made = told(&[]);
+    assert!(made["written_bytes"].as_u64().unwrap() > 0);
+    assert!(made["written_bytes_per_step"].is_null() && made["drives"].is_null());
+    // There is no rate before the first step.
+    let asked = told(&["--endurance", "1TB", "--steps-per-day", "1000"]);
+    assert!(asked["drives"][0]["days_left"].is_null(), "{asked}");
+
+    let optimizer = optimizer(place.path());
+    for _ in 0..4 {
+        optimizer.step_begin(None).unwrap();
+        while let Some(view) = optimizer.step_next().unwrap() {
+            optimizer.step_done(view.id, true).unwrap();
+        }
+        optimizer.step_end().unwrap();
+    }
+    optimizer.commit().unwrap();
+    drop(optimizer);
+    let asked = told(&["--endurance", "1TB", "--steps-per-day", "1000"]);
+    let written = asked["written_bytes"].as_u64().unwrap();
+    assert!(written > made["written_bytes"].as_u64().unwrap());
+    assert_eq!(asked["written_bytes_per_step"], written / 4);
+    let drive = &asked["drives"][0];
+    let expected = (1e12 - written as f64) / (written as f64 / 4.0 * 1000.0);
+    let days = drive["days_left"].as_f64().unwrap();
+    assert!(
+        (days - expected).abs() < expected * 1e-9,
+        "{days} {expected}"
+    );
+    assert!(drive["smart"].is_null() && drive["smart_refusal"].is_null());
+    // What the drive says depends on the machine; that it does not is said with its reason.
+    let drive = &told(&["--smart"])["drives"][0];
+    assert_ne!(drive["smart"].is_null(), drive["smart_refusal"].is_null());
+    let text = run(&["inspect", "--endurance", "1TB", "--smart", text_of(&store)]);
+    let text = text.ended(0).out;
+    assert!(text.contains("rated for 1.00 TB"), "{text}");
+    assert!(
+        text.contains("no SMART: ") || text.contains("nvme"),
+        "{text}"
+    );
+    assert!(text.contains("since it was made, "), "{text}");
+    run(&["inspect", "--endurance", "long", text_of(&store)]).refused(2, "no size");
 }

@@ -11,9 +11,14 @@ mod bench;
 mod doctor;
 mod guide;
 mod inspect;
+#[path = "../../../tests/common/listings.rs"]
+#[allow(dead_code, reason = "the library's tests use the rest")]
+mod listings;
 mod man;
 mod plan;
 mod readme;
+mod rebalance;
+mod reshard;
 mod support;
 mod terminal;
 mod tune;

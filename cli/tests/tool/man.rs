@@ -30,7 +30,16 @@ fn the_manual_pages_are_those_of_this_tool() {
 fn every_command_has_a_page_and_every_page_says_how_runs_end() {
     let place = place();
     run(&["man", text_of(place.path())]).ended(0);
-    let commands = ["bench", "completions", "doctor", "inspect", "plan", "tune"];
+    let commands = [
+        "bench",
+        "completions",
+        "doctor",
+        "inspect",
+        "plan",
+        "rebalance",
+        "reshard",
+        "tune",
+    ];
     let mut expected = vec!["tensorswap.1".to_owned()];
     expected.extend(commands.map(|command| format!("tensorswap-{command}.1")));
     expected.sort();

@@ -45,6 +45,21 @@ fn safetensors(path: &Path) -> Vec<u8> {
 }
 
 #[test]
+fn a_step_that_writes_nothing_wears_no_drive() {
+    let resident = ["plan", "1000", "--endurance", "1PB"];
+    let resident = [&resident[..], &["--set", "cache_bytes=1GiB"]].concat();
+    let resident = [&resident[..], &["--set", "sync=none"], &GIVEN].concat();
+    for seconds in [&[][..], &["--step-seconds", "2"]] {
+        let arguments = [&resident[..], seconds].concat();
+        let text = run(&arguments).ended(0).out;
+        assert!(!text.contains("NaN") && !text.contains("inf"), "{text}");
+        let json = run(&[&arguments[..], &["--json"]].concat()).ended(0).json();
+        assert_eq!(json["step_written_bytes"], 0);
+        assert!(json["drive"].is_null(), "{json}");
+    }
+}
+
+#[test]
 fn parameters_come_from_arguments_files_standard_input_and_safetensors() {
     let place = place();
     let list = place.path().join("list");

@@ -1,17 +1,17 @@
 //! The commands for the tool in the README, on a smaller scale.
 
+use crate::listings::listings;
 use crate::support::*;
 
 #[test]
 fn the_commands_of_the_readme_work() {
     let readme = include_str!("../../../README.md");
-    let listing = readme
-        .split("```")
-        .skip(1)
-        .step_by(2)
-        .find(|listing| listing.contains("\ntensorswap doctor "))
+    let listing = listings(readme)
+        .into_iter()
+        .find(|listing| listing.text.contains("\ntensorswap doctor "))
         .unwrap();
     let lines: Vec<&str> = listing
+        .text
         .lines()
         .filter(|line| line.starts_with("tensorswap "))
         .collect();

@@ -1,11 +1,12 @@
 //! What the tests share: running the tool, places to run it in, stores to look at.
 
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tensorswap::base::config::Config;
 use tensorswap::base::dtype::Dtype;
@@ -254,6 +255,70 @@ pub(crate) fn store(place: &Path) -> PathBuf {
     optimizer.set_user_data(b"seed 7").unwrap();
     optimizer.commit().unwrap();
     place.join("rank0")
+}
+
+/// CRC-32C, bit by bit, from its definition.
+pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
+    let mut crc = u32::MAX;
+    for byte in bytes {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = (crc >> 1) ^ (0x82f6_3b78 & 0u32.wrapping_sub(crc & 1));
+        }
+    }
+    !crc
+}
+
+/// A parameter of a snapshot: its id, its elements, and what to fill them with; a hole, and no
+/// checksums, for none.
+pub(crate) type Saved = (u64, u64, Option<u8>);
+
+/// Makes a snapshot as `docs/FORMAT.md` describes it, with the states of [`optimizer`].
+pub(crate) fn snapshot(directory: &Path, step: u64, user_data: &[u8], saved: &[Saved]) {
+    std::fs::create_dir_all(directory).unwrap();
+    let data = std::fs::File::create(directory.join("data")).unwrap();
+    let mut end = 0;
+    let parameters: Vec<Value> = saved
+        .iter()
+        .map(|(id, numel, fill)| {
+            let states = [4, 2].map(|size| {
+                let (offset, len) = (end, numel * size);
+                end += len.next_multiple_of(4096);
+                let checksum = fill.map(|fill| {
+                    let bytes: Vec<u8> = (0..len).map(|at| fill ^ (at % 249) as u8).collect();
+                    data.write_all_at(&bytes, offset).unwrap();
+                    crc32c(&bytes)
+                });
+                json!([offset, checksum])
+            });
+            json!({"id": id, "name": format!("layer.{id}"), "numel": numel, "states": states})
+        })
+        .collect();
+    data.set_len(end).unwrap();
+    let user_data: String = user_data.iter().map(|byte| format!("{byte:02x}")).collect();
+    let manifest = json!({
+        "format": "tensorswap-snapshot",
+        "version": 1,
+        "step": step,
+        "data_bytes": end,
+        "user_data": user_data,
+        "states": [
+            {"name": "master", "dtype": "f32", "disk_dtype": "f32"},
+            {"name": "exp_avg", "dtype": "f32", "disk_dtype": "bf16"},
+        ],
+        "parameters": parameters,
+    });
+    let text = manifest.to_string();
+    let checksum = format!("{:08x}\n", crc32c(text.as_bytes()));
+    std::fs::write(directory.join("manifest.json"), text).unwrap();
+    std::fs::write(directory.join("manifest.json.crc32c"), checksum).unwrap();
+}
+
+/// Snapshots of two ranks: parameter 7 has 1501 elements, 9 has one, on rank 0.
+pub(crate) fn snapshots(directory: &Path) {
+    let first = [(7, 751, Some(1)), (9, 1, Some(2))];
+    snapshot(&directory.join("rank0"), 5, b"seed 7", &first);
+    snapshot(&directory.join("rank1"), 5, b"seed 8", &[(7, 750, Some(3))]);
 }
 
 /// A file system in memory that is read-only, mounted as long as this lives.

@@ -74,13 +74,13 @@ choices! {
 pub struct EngineOptions {
     /// Who does the I/O.
     pub backend: BackendChoice,
-    /// Operations in flight at once, at least 1.
+    /// Operations in flight at once on one device, at least 1.
     pub queue_depth: u32,
     /// Largest operation in bytes, a multiple of 4096.
     pub block_bytes: u64,
     /// Whether transfers go past the page cache.
     pub direct_io: DirectIo,
-    /// Threads of the thread pool, at least 1.
+    /// Threads of the thread pool for each device, at least 1.
     pub threads: u32,
     /// Whether a kernel thread polls the ring.
     pub sqpoll: bool,

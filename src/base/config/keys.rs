@@ -92,7 +92,7 @@ const KEYS: &[Key] = &[
         "queue_depth",
         "32",
         Kind::Count(Bounds::new(1, 4096)),
-        "engine: operations in flight at once",
+        "engine: operations in flight at once on one device",
     ),
     engine(
         "block_bytes",
@@ -111,7 +111,7 @@ const KEYS: &[Key] = &[
         "threads",
         "8",
         Kind::Count(Bounds::new(1, 256)),
-        "engine: threads of the threads backend",
+        "engine: threads of the threads backend, for each device",
     ),
     engine(
         "sqpoll",

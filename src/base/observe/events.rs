@@ -131,6 +131,12 @@ pub fn data_still_open(path: &[u8]) {
         "somebody has the store's data open for writing after its user was killed; going on");
 }
 
+/// A snapshot keeps steps waiting, because there is no space for third slots.
+pub fn snapshot_holds_writes(error: &str) {
+    tracing::warn!(name: "snapshot_holds_writes", target: STORE, error,
+        "no space for third slots: steps wait for the snapshot where they write over its records");
+}
+
 /// A log could not be replaced by a shorter one; it goes on being used.
 pub fn log_not_compacted(error: &str) {
     tracing::warn!(name: "log_not_compacted", target: STORE, error,

@@ -19,6 +19,8 @@ use crate::memory::MemoryRange;
 #[derive(Debug, Clone)]
 pub(crate) struct Transfer {
     pub(crate) direction: Direction,
+    /// Index of the device that the file lies on, counted from 0.
+    pub(crate) device: usize,
     pub(crate) file: Arc<FileHandle>,
     /// Valid until the completion of this transfer has been reaped.
     pub(crate) memory: MemoryRange,
@@ -42,7 +44,8 @@ pub(crate) trait Wake: Send + Sync + std::fmt::Debug {
 
 /// Moves bytes.
 pub(crate) trait Backend {
-    /// Accepts a transfer. The driver never has more than the queue depth outstanding.
+    /// Accepts a transfer. The driver never has more than the queue depth outstanding on one
+    /// device, and tells at most `DEVICES_MAX` devices apart.
     fn submit(&mut self, key: u64, transfer: Transfer);
 
     /// Starts what was submitted and collects what has ended. With `wait`, blocks until at least

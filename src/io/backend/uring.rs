@@ -20,6 +20,8 @@ use crate::sys;
 const WAKE_KEY: u64 = u64::MAX;
 /// Buffers that can be registered at once.
 pub(crate) const RING_SLOTS: u16 = 1024;
+/// KERNEL: io_uring_setup(2): twice the most entries of a submission queue.
+const COMPLETIONS_MAX: u32 = 65_536;
 /// Milliseconds that an idle SQPOLL thread spins.
 const SQPOLL_IDLE_MS: u32 = 50;
 
@@ -45,7 +47,7 @@ pub(crate) struct UringBackend {
     event: Arc<EventDescriptor>,
     /// Where the kernel writes the event counter.
     event_value: Box<u64>,
-    /// Files stay open until their transfers are reaped.
+    /// Files stay open until their transfers are reaped; as many as there ever were in flight.
     files: Vec<Option<Arc<FileHandle>>>,
     in_flight: usize,
     wake_armed: bool,
@@ -55,15 +57,23 @@ pub(crate) struct UringBackend {
 }
 
 impl UringBackend {
-    /// Sets up a ring for `depth` transfers.
+    /// Sets up a ring for `depth` transfers on each of `devices` devices.
     ///
     /// # Errors
     /// The errno of the refusal: `EPERM` or `ENOSYS` where seccomp or the kernel forbids it.
-    pub(crate) fn new(depth: u32, sqpoll: bool, registers: bool) -> Result<UringBackend, Errno> {
+    pub(crate) fn new(
+        depth: u32,
+        devices: u32,
+        sqpoll: bool,
+        registers: bool,
+    ) -> Result<UringBackend, Errno> {
         let event = sys::event_new()?;
         // One entry more for the read on the event descriptor.
         let entries = depth.saturating_add(1).next_power_of_two();
-        let (ring, features) = set_up(entries, sqpoll).map_err(|error| errno_of(&error))?;
+        // Of all devices, so that completions are never dropped or held back by the kernel.
+        let completions = entries.saturating_mul(devices).min(COMPLETIONS_MAX);
+        let (ring, features) =
+            set_up(entries, completions, sqpoll).map_err(|error| errno_of(&error))?;
         let registers = registers
             && ring
                 .submitter()
@@ -73,7 +83,7 @@ impl UringBackend {
             ring,
             event: Arc::new(EventDescriptor(event)),
             event_value: Box::new(0),
-            files: (0..depth).map(|_| None).collect(),
+            files: Vec::new(),
             in_flight: 0,
             wake_armed: false,
             registers,
@@ -138,10 +148,15 @@ fn slot_of(key: u64) -> usize {
 }
 
 /// The best ring this kernel grants.
-fn set_up(entries: u32, sqpoll: bool) -> std::io::Result<(IoUring, &'static str)> {
+fn set_up(
+    entries: u32,
+    completions: u32,
+    sqpoll: bool,
+) -> std::io::Result<(IoUring, &'static str)> {
     if sqpoll {
         let ring = IoUring::builder()
             .setup_sqpoll(SQPOLL_IDLE_MS)
+            .setup_cqsize(completions)
             .build(entries)?;
         return Ok((ring, "SQPOLL"));
     }
@@ -152,11 +167,15 @@ fn set_up(entries: u32, sqpoll: bool) -> std::io::Result<(IoUring, &'static str)
         .setup_coop_taskrun()
         // Lets an enter that does not wait see that completions are to be had.
         .setup_taskrun_flag()
+        .setup_cqsize(completions)
         .build(entries);
     match modern {
         Ok(ring) => Ok((ring, "SINGLE_ISSUER, DEFER_TASKRUN, COOP_TASKRUN")),
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            Ok((IoUring::new(entries)?, "none"))
+            let ring = IoUring::builder()
+                .setup_cqsize(completions)
+                .build(entries)?;
+            Ok((ring, "none"))
         }
         Err(error) => Err(error),
     }
@@ -189,9 +208,11 @@ impl Backend for UringBackend {
                 .offset(offset)
                 .build(),
         };
-        if let Some(file) = self.files.get_mut(slot_of(key)) {
-            *file = Some(transfer.file);
+        let slot = slot_of(key);
+        if slot >= self.files.len() {
+            self.files.resize(slot + 1, None);
         }
+        self.files[slot] = Some(transfer.file);
         self.in_flight += 1;
         self.push(&entry.user_data(key));
     }

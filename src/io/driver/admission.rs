@@ -27,15 +27,7 @@ impl Scheduler {
                 self.backlog.pop_front();
             }
             let request = Arc::clone(&self.requests[key].request);
-            let file_part = &request.files[part];
-            let task = Task::new(
-                key,
-                part,
-                request.direction,
-                file_part,
-                request.segments(file_part),
-            );
-            let task = self.tasks.insert(task);
+            let task = self.tasks.insert(Task::new(key, part, &request));
             self.tasks[task].resolved_at = self.files.now();
             self.window.push_back(task);
             self.metadata.post(Job::Resolve {
@@ -95,7 +87,11 @@ impl Scheduler {
             }
             Err(errno) => {
                 self.window.pop_front();
-                self.fail_errno(task, None, errno, "opening the file");
+                let detail = match errno {
+                    libc::ESTALE => "the path leads to another file than before",
+                    _ => "opening the file",
+                };
+                self.fail_errno(task, None, errno, detail);
                 self.end_task(task);
             }
             Ok(Found::Known {
@@ -128,7 +124,9 @@ impl Scheduler {
             Ok(Found::Opened(opened)) => {
                 let len_bytes = opened.len_bytes;
                 self.note_fallback(task, &opened);
-                let file = self.files.insert(opened);
+                let device = self.devices.index_of(opened.identity.device);
+                self.flights.grow_to(self.devices.depth());
+                let file = self.files.insert(opened, device);
                 self.admit(task, file, len_bytes);
             }
         }

@@ -1,7 +1,8 @@
 //! Bounce blocks: pinned memory of the engine for what cannot move straight, and the copies to and
 //! from it.
 //!
-//! Made when first needed, so that an engine whose tensors are all aligned never pays for it.
+//! Made for each device when first needed there, so that an engine whose tensors are all aligned
+//! never pays for it, and a device that hangs keeps no block from another.
 
 use crate::base::config::Policy;
 use crate::base::error::Result;
@@ -10,35 +11,43 @@ use crate::io::planner::{self, Operation};
 use crate::io::request::{Direction, Segment};
 use crate::memory::{Buffer, MemoryRange};
 
-/// All bounce blocks together take at most this.
+/// The bounce blocks of one device take at most this.
 const POOL_BYTES_MAX: u64 = 64 * MIB;
+
+/// How many blocks of what size, and in what memory.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BounceOptions {
+    pub(super) block_bytes: u64,
+    /// Blocks that are worth having; fewer where they would take too much memory.
+    pub(super) blocks_count: usize,
+    pub(super) pin: Policy,
+    pub(super) huge_pages: Policy,
+}
 
 /// A fixed number of blocks of one size.
 #[derive(Debug)]
 pub(super) struct BouncePool {
-    block_bytes: u64,
-    blocks_count: usize,
-    pin: Policy,
-    huge_pages: Policy,
+    options: BounceOptions,
     memory: Option<Buffer>,
     free: Vec<usize>,
 }
 
 impl BouncePool {
-    /// A pool of up to `depth` blocks of `block_bytes`; allocates nothing yet.
-    pub(super) fn new(block_bytes: u64, depth: usize, pin: Policy, huge_pages: Policy) -> Self {
-        let fit = usize::try_from(POOL_BYTES_MAX / block_bytes)
+    /// A pool as told; allocates nothing yet.
+    pub(super) fn new(options: BounceOptions) -> BouncePool {
+        let fit = usize::try_from(POOL_BYTES_MAX / options.block_bytes)
             .unwrap_or(usize::MAX)
             .max(4);
         BouncePool {
-            block_bytes,
-            blocks_count: depth.min(fit),
-            pin,
-            // A request never fails because huge pages cannot be had for its bounce block.
-            huge_pages: if huge_pages == Policy::Off {
-                Policy::Off
-            } else {
-                Policy::Prefer
+            options: BounceOptions {
+                blocks_count: options.blocks_count.min(fit),
+                // A request never fails because huge pages cannot be had for its bounce block.
+                huge_pages: if options.huge_pages == Policy::Off {
+                    Policy::Off
+                } else {
+                    Policy::Prefer
+                },
+                ..options
             },
             memory: None,
             free: Vec::new(),
@@ -46,17 +55,21 @@ impl BouncePool {
     }
 
     pub(super) fn block_bytes(&self) -> u64 {
-        self.block_bytes
+        self.options.block_bytes
     }
 
     /// Takes a block; `None` while all are in use.
     pub(super) fn take(&mut self) -> Result<Option<(usize, MemoryRange)>> {
+        let BounceOptions {
+            block_bytes,
+            blocks_count,
+            pin,
+            huge_pages,
+        } = self.options;
         if self.memory.is_none() {
-            let len_bytes = self
-                .block_bytes
-                .saturating_mul(crate::base::units::to_u64(self.blocks_count));
-            self.memory = Some(Buffer::allocate(len_bytes, self.pin, self.huge_pages)?);
-            self.free = (0..self.blocks_count).rev().collect();
+            let len_bytes = block_bytes.saturating_mul(crate::base::units::to_u64(blocks_count));
+            self.memory = Some(Buffer::allocate(len_bytes, pin, huge_pages)?);
+            self.free = (0..blocks_count).rev().collect();
         }
         let Some(memory) = &self.memory else {
             return Ok(None);
@@ -64,7 +77,7 @@ impl BouncePool {
         let Some(block) = self.free.pop() else {
             return Ok(None);
         };
-        let len = to_usize(self.block_bytes)?;
+        let len = to_usize(block_bytes)?;
         match memory.range().slice(block * len, len) {
             Some(range) => Ok(Some((block, range))),
             None => Ok(None),

@@ -25,6 +25,8 @@ const FORGOTTEN_MAX: usize = 256;
 pub(super) struct File {
     pub(super) handle: Arc<FileHandle>,
     identity: FileIdentity,
+    /// Index of the device that it lies on.
+    pub(super) device: usize,
     pub(super) writable: bool,
     pub(super) direct: bool,
     pub(super) alignment: Alignment,
@@ -121,8 +123,8 @@ impl FileTable {
         true
     }
 
-    /// Takes in an opened file, or joins it with the entry that is there.
-    pub(super) fn insert(&mut self, opened: OpenedFile) -> usize {
+    /// Takes in an opened file of a device, or joins it with the entry that is there.
+    pub(super) fn insert(&mut self, opened: OpenedFile, device: usize) -> usize {
         if let Some(key) = self.find(opened.identity) {
             let file = &mut self.files[key];
             if opened.writable && !file.writable {
@@ -139,6 +141,7 @@ impl FileTable {
         let key = self.files.insert(File {
             handle: opened.handle,
             identity: opened.identity,
+            device,
             writable: opened.writable,
             direct: opened.direct,
             alignment: opened.alignment,

@@ -1,4 +1,4 @@
-//! Operations in flight: a fixed number of slots, told apart by generation.
+//! Operations in flight: a slot for each, as many as the devices' depths, told apart by generation.
 //!
 //! The key of a transfer is slot and generation, so a completion can only ever be credited to the
 //! operation that was submitted under it. Pure.
@@ -14,6 +14,7 @@ pub(super) struct Flight {
     /// Which slot it is in.
     pub(super) slot: usize,
     pub(super) task: usize,
+    pub(super) device: usize,
     pub(super) operation: Operation,
     /// The block is being read before it is changed.
     pub(super) reading_first: bool,
@@ -55,22 +56,18 @@ struct Slot {
 }
 
 /// The slots.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Flights {
     slots: Vec<Slot>,
     free: Vec<usize>,
 }
 
 impl Flights {
-    pub(super) fn new(depth: usize) -> Flights {
-        Flights {
-            slots: (0..depth).map(|_| Slot::default()).collect(),
-            free: (0..depth).rev().collect(),
-        }
-    }
-
-    pub(super) fn is_full(&self) -> bool {
-        self.free.is_empty()
+    /// Makes room for this many operations at once; low slots are taken first.
+    pub(super) fn grow_to(&mut self, count: usize) {
+        let before = self.slots.len();
+        self.slots.resize_with(count.max(before), Slot::default);
+        self.free.splice(..0, (before..count).rev());
     }
 
     /// Puts an operation into a slot and returns its key; the caller checked that one is free.
@@ -115,6 +112,7 @@ mod tests {
         Flight {
             slot: 0,
             task,
+            device: 0,
             operation: Operation {
                 file_offset: 0,
                 len_bytes: 1,
@@ -140,14 +138,28 @@ mod tests {
 
     #[test]
     fn a_late_completion_is_never_credited_to_the_next_operation() {
-        let mut flights = Flights::new(1);
+        let mut flights = Flights::default();
+        flights.grow_to(1);
         let first = flights.board(flight(1)).unwrap();
-        assert!(flights.is_full());
         assert_eq!(flights.board(flight(9)), None);
         assert_eq!(flights.land(first).unwrap().task, 1);
         let second = flights.board(flight(2)).unwrap();
         assert!(flights.land(first).is_none());
         assert_eq!(flights.land(second).unwrap().task, 2);
-        assert!(!flights.is_full());
+    }
+
+    #[test]
+    fn more_room_leaves_what_is_in_flight_where_it_is() {
+        let mut flights = Flights::default();
+        flights.grow_to(2);
+        let mut keys: Vec<u64> = (0..2).map(|_| flights.board(flight(0)).unwrap()).collect();
+        flights.grow_to(4);
+        keys.extend((0..2).map(|_| flights.board(flight(0)).unwrap()));
+        assert_eq!(flights.board(flight(9)), None);
+        let slots: Vec<_> = keys
+            .iter()
+            .map(|key| flights.land(*key).unwrap().slot)
+            .collect();
+        assert_eq!(slots, [0, 1, 2, 3]);
     }
 }

@@ -243,12 +243,18 @@ impl Shared {
     }
 
     fn resolve(&self, request: &Request, part: usize, open: bool) -> Result<Found, Errno> {
-        let path = request.path_c(&request.files[part]);
+        let part = &request.files[part];
+        let path = request.path_c(part);
         let access = match request.direction {
+            Direction::Out if part.only.is_some() => Access::Change,
             Direction::Out => Access::Write,
             Direction::In => Access::Read,
         };
+        let is_other = |identity| part.only.is_some_and(|only| only != identity);
         if !open && let Some((identity, len_bytes)) = self.storage.identify(path) {
+            if is_other(identity) {
+                return Err(libc::ESTALE);
+            }
             let known = lock(&self.known).get(&identity).copied();
             if known.is_some_and(|writable| writable || access == Access::Read) {
                 return Ok(Found::Known {
@@ -257,6 +263,9 @@ impl Shared {
                 });
             }
         }
-        self.storage.open(path, access).map(Found::Opened)
+        match self.storage.open(path, access)? {
+            other if is_other(other.identity) => Err(libc::ESTALE),
+            opened => Ok(Found::Opened(opened)),
+        }
     }
 }

@@ -8,6 +8,7 @@
 
 mod admission;
 mod bounce;
+mod devices;
 mod failed_ranges;
 mod failures;
 mod files;
@@ -19,6 +20,7 @@ mod registration;
 mod scheduler;
 mod task;
 mod transfers;
+mod turns;
 
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
@@ -40,7 +42,9 @@ use crate::base::observe::trace::Trace;
 use crate::base::sync::lock;
 use crate::base::units::{KIB, MIB};
 use crate::memory::{Buffer, Reclaim};
-use bounce::BouncePool;
+use bounce::BounceOptions;
+pub(crate) use devices::DEVICES_MAX;
+use devices::Devices;
 use files::FileTable;
 use mailbox::{Command, Mailbox};
 use metadata::Metadata;
@@ -48,7 +52,8 @@ use scheduler::{Scheduler, Services};
 
 /// Threads for system calls on files that can block.
 const METADATA_THREADS: usize = 2;
-/// Bounce blocks beyond the depth: hold what was read until it is copied, while the depth is kept.
+/// Bounce blocks of a device beyond its depth: hold what was read until it is copied, while the
+/// depth is kept.
 const ARRIVED_BLOCKS: usize = 8;
 /// Files resolved ahead of the oldest task that is not yet admitted.
 const WINDOW_MAX: usize = 128;
@@ -56,7 +61,7 @@ const WINDOW_MAX: usize = 128;
 /// Bounds of the scheduler.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
-    /// Operations in flight.
+    /// Operations in flight on one device.
     pub(super) depth: usize,
     pub(super) block_bytes: u64,
     pub(super) window: usize,
@@ -117,12 +122,13 @@ impl Driver {
             window: (files_max / 4).clamp(1, WINDOW_MAX),
             require_direct: options.direct_io == DirectIo::Require,
         };
-        let bounce = BouncePool::new(
-            options.block_bytes.clamp(64 * KIB, MIB),
-            limits.depth + ARRIVED_BLOCKS,
-            options.pin,
-            options.huge_pages,
-        );
+        let bounce = BounceOptions {
+            block_bytes: options.block_bytes.clamp(64 * KIB, MIB),
+            blocks_count: limits.depth + ARRIVED_BLOCKS,
+            pin: options.pin,
+            huge_pages: options.huge_pages,
+        };
+        let devices = Devices::new(limits.depth, bounce, Arc::clone(&counters));
         let files = FileTable::new(files_max, known, Arc::clone(&counters));
         let services = Services {
             metadata,
@@ -131,7 +137,7 @@ impl Driver {
             counters,
             trace,
         };
-        let scheduler = Scheduler::new(limits, files, bounce, services);
+        let scheduler = Scheduler::new(limits, files, devices, services);
         let (tell, told) = channel();
         let thread = {
             let mailbox = Arc::clone(&mailbox);

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use slab::Slab;
 
-use super::bounce::BouncePool;
+use super::devices::Devices;
 use super::failed_ranges::FailedRanges;
 use super::files::FileTable;
 use super::flight::{Flight, Flights};
@@ -55,19 +55,15 @@ pub(super) struct Scheduler {
     /// Tasks whose last blocker ended.
     pub(super) startable: VecDeque<usize>,
     pub(super) files: FileTable,
-    /// Running tasks with operations still to plan: readers, writers.
-    pub(super) readers: VecDeque<usize>,
-    pub(super) writers: VecDeque<usize>,
+    /// The devices, with the running tasks on each that have operations still to plan.
+    pub(super) devices: Devices,
     pub(super) flights: Flights,
-    pub(super) bounce: BouncePool,
     /// Blocks that were read and are not yet copied to where they belong.
     pub(super) arrived: VecDeque<Flight>,
     /// Bytes copied to bounce blocks since operations were last sent off.
     pub(super) gathered_bytes: u64,
     /// When a writer was last admitted: files that were missing before may exist now.
     pub(super) writer_admitted_at: u64,
-    /// Operations started since a writer last had its turn before readers.
-    pub(super) reads_in_a_row: u32,
     /// Failed writes to paths that could not even be opened.
     pub(super) unopened: HashMap<Box<[u8]>, FailedRanges>,
     pub(super) metadata: Metadata,
@@ -92,7 +88,7 @@ impl Scheduler {
     pub(super) fn new(
         limits: Limits,
         files: FileTable,
-        bounce: BouncePool,
+        devices: Devices,
         services: Services,
     ) -> Scheduler {
         let Services {
@@ -103,7 +99,8 @@ impl Scheduler {
             trace,
         } = services;
         Scheduler {
-            flights: Flights::new(limits.depth),
+            flights: Flights::default(),
+            devices,
             limits,
             requests: Slab::new(),
             tasks: Slab::new(),
@@ -112,13 +109,9 @@ impl Scheduler {
             task_ended: false,
             startable: VecDeque::new(),
             files,
-            readers: VecDeque::new(),
-            writers: VecDeque::new(),
-            bounce,
             arrived: VecDeque::with_capacity(limits.depth + ARRIVED_BLOCKS),
             gathered_bytes: 0,
             writer_admitted_at: 0,
-            reads_in_a_row: 0,
             unopened: HashMap::new(),
             metadata,
             storage,
@@ -226,6 +219,7 @@ impl Scheduler {
     pub(super) fn run(&mut self, key: usize) {
         let task = &mut self.tasks[key];
         let file = &self.files.files[task.file];
+        let device = &mut self.devices.all[file.device];
         let align = file.alignment.offset_bytes;
         let whole_blocks = |bytes: u64| round_down(bytes.max(align), align);
         task.phase = Phase::Running;
@@ -234,14 +228,11 @@ impl Scheduler {
             offset_align_bytes: align,
             memory_align_bytes: file.alignment.memory_bytes,
             block_bytes: whole_blocks(self.limits.block_bytes),
-            bounce_bytes: whole_blocks(self.limits.block_bytes.min(self.bounce.block_bytes())),
+            bounce_bytes: whole_blocks(self.limits.block_bytes.min(device.bounce.block_bytes())),
             // A file whose new length is not yet set is shorter on storage.
             file_len_bytes: task.surviving_len(file.len_bytes.min(file.disk_len_bytes)),
         };
-        match task.direction {
-            Direction::In => self.readers.push_back(key),
-            Direction::Out => self.writers.push_back(key),
-        }
+        device.turns.push(task.priority, task.direction, key);
     }
 
     /// All operations of a running task are over.

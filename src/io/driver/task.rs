@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::metadata::Found;
 use crate::base::units::{MIB, round_down, round_up};
 use crate::io::planner::{Cursor, Geometry};
-use crate::io::request::{Direction, FilePart, Length, Segment};
+use crate::io::request::{Direction, Length, Priority, Request, Segment};
 use crate::io::storage::{Alignment, Errno};
 
 /// Where a task is in its life.
@@ -37,6 +37,7 @@ pub(super) struct Task {
     pub(super) request: usize,
     pub(super) part: usize,
     pub(super) direction: Direction,
+    pub(super) priority: Priority,
     pub(super) length: Length,
     pub(super) group: u64,
     pub(super) phase: Phase,
@@ -72,17 +73,14 @@ pub(super) struct Task {
 }
 
 impl Task {
-    pub(super) fn new(
-        request: usize,
-        part: usize,
-        direction: Direction,
-        file_part: &FilePart,
-        segments: &[Segment],
-    ) -> Task {
+    pub(super) fn new(request: usize, part: usize, of: &Request) -> Task {
+        let file_part = &of.files[part];
+        let segments = of.segments(file_part);
         Task {
             request,
             part,
-            direction,
+            direction: of.direction,
+            priority: of.priority,
             length: file_part.length,
             group: file_part.group,
             phase: Phase::Resolving,

@@ -1,13 +1,13 @@
 //! Moving bytes: planning operations to a constant depth, and accounting for each completion.
 //!
 //! The part of the [`Scheduler`] that talks to the backend. Depth is kept constant by refilling on
-//! each completion, never by batch and drain. Reads, for which somebody waits, go before
-//! write-backs, but one operation in four is left to writes so that neither starves.
+//! each completion, never by batch and drain. The devices start operations in turn; whose turn it
+//! is on one of them, [`super::turns`] knows.
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::bounce::{gather, overlay, scatter, slice, zero};
+use super::bounce::{BouncePool, gather, overlay, scatter, slice, zero};
 use super::flight::Flight;
 use super::scheduler::Scheduler;
 use crate::base::observe::events;
@@ -15,7 +15,7 @@ use crate::base::observe::trace::{Details, Row, Span};
 use crate::base::units::{MIB, round_down};
 use crate::io::backend::{Backend, Reaped, Transfer};
 use crate::io::planner::{self, Operation, Place};
-use crate::io::request::Direction;
+use crate::io::request::{Direction, Priority};
 use crate::io::storage::{Alignment, Errno};
 use crate::memory::MemoryRange;
 
@@ -24,8 +24,6 @@ const RETRIES_MAX: u32 = 256;
 /// Short transfers in a row that end at the same byte before that counts as the end of the file,
 /// or of the disk's ability to write.
 const STALLS_MAX: u32 = 16;
-/// Reads between two writes while both wait.
-const READS_IN_A_ROW_MAX: u32 = 3;
 
 /// Bytes copied from or to bounce blocks before operations that could be in flight are sent off:
 /// the drive must not run dry while the driver copies.
@@ -42,54 +40,50 @@ enum Started {
 }
 
 impl Scheduler {
-    /// Starts operations until the depth is reached or nothing can be started; true where more
+    /// Starts operations until the depths are reached or nothing can be started; true where more
     /// could be started, after what was is on its way.
     pub(super) fn fill(&mut self, backend: &mut dyn Backend) -> bool {
         self.gathered_bytes = 0;
-        while !self.flights.is_full() {
+        let mut idle_count = 0;
+        while idle_count < self.devices.all.len() {
+            let device = self.devices.next();
+            let turns = &self.devices.all[device].turns;
+            if !turns.is_open() {
+                idle_count += 1;
+                continue;
+            }
             if self.gathered_bytes >= COPY_BYTES {
                 return true;
             }
-            let reads_first = self.reads_in_a_row < READS_IN_A_ROW_MAX || self.writers.is_empty();
-            let order = if reads_first {
-                [Direction::In, Direction::Out]
-            } else {
-                [Direction::Out, Direction::In]
-            };
-            if !order
-                .into_iter()
-                .any(|direction| self.fill_one(direction, backend))
-            {
-                return false;
-            }
+            let started = turns
+                .order()
+                .any(|(priority, direction)| self.fill_one(device, priority, direction, backend));
+            idle_count = if started { 0 } else { idle_count + 1 };
         }
         false
     }
 
-    /// Starts one operation of the oldest running task of a direction; false if there is none.
-    fn fill_one(&mut self, direction: Direction, backend: &mut dyn Backend) -> bool {
+    /// Starts one operation of a device's oldest running task of a kind; false if there is none.
+    fn fill_one(
+        &mut self,
+        device: usize,
+        priority: Priority,
+        direction: Direction,
+        backend: &mut dyn Backend,
+    ) -> bool {
         loop {
-            let queue = match direction {
-                Direction::In => &mut self.readers,
-                Direction::Out => &mut self.writers,
-            };
-            let Some(&key) = queue.front() else {
+            let turns = &mut self.devices.all[device].turns;
+            let Some(key) = turns.front(priority, direction) else {
                 return false;
             };
             match self.start_operation(key, backend) {
                 Started::Yes => {
-                    self.reads_in_a_row = match direction {
-                        Direction::In => self.reads_in_a_row.saturating_add(1),
-                        Direction::Out => 0,
-                    };
+                    self.devices.all[device].started(priority, direction);
                     return true;
                 }
                 Started::NoBlock => return false,
                 Started::Exhausted => {
-                    match direction {
-                        Direction::In => self.readers.pop_front(),
-                        Direction::Out => self.writers.pop_front(),
-                    };
+                    self.devices.all[device].turns.pop(priority, direction);
                     if self.tasks[key].in_flight == 0 {
                         self.operations_over(key);
                     } else {
@@ -131,7 +125,7 @@ impl Scheduler {
                     .and_then(|slot| u16::try_from(slot).ok());
                 self.flight_of(key, operation, memory, None, ring_slot)
             }
-            Place::Bounce => match self.bounce.take() {
+            Place::Bounce => match self.bounce_of(key).take() {
                 Ok(Some((block, memory))) => {
                     let memory = slice(memory, 0, operation.len_bytes);
                     self.counters.bounced_bytes.add(operation.payload_bytes);
@@ -158,6 +152,12 @@ impl Scheduler {
         Started::Yes
     }
 
+    /// The bounce blocks of a task's device.
+    fn bounce_of(&mut self, task: usize) -> &mut BouncePool {
+        let file = &self.files.files[self.tasks[task].file];
+        &mut self.devices.all[file.device].bounce
+    }
+
     fn flight_of(
         &self,
         task: usize,
@@ -166,9 +166,11 @@ impl Scheduler {
         bounce: Option<usize>,
         ring_slot: Option<u16>,
     ) -> Flight {
+        let file = &self.files.files[self.tasks[task].file];
         Flight {
             slot: 0,
             task,
+            device: file.device,
             operation,
             reading_first: operation.read_first,
             bounce,
@@ -180,7 +182,7 @@ impl Scheduler {
             retries_count: 0,
             started: Instant::now(),
             launched_at: 0,
-            direct: self.files.files[self.tasks[task].file].direct,
+            direct: file.direct,
         }
     }
 
@@ -202,6 +204,7 @@ impl Scheduler {
         let left = flight.operation.len_bytes - flight.done_bytes;
         let transfer = Transfer {
             direction,
+            device: flight.device,
             file: Arc::clone(&file.handle),
             memory: slice(flight.memory, flight.done_bytes, left),
             file_offset: flight.operation.file_offset + flight.done_bytes,
@@ -234,6 +237,8 @@ impl Scheduler {
         let file = &self.files.files[task.file];
         let reads = flight.reading_first || task.direction == Direction::In;
         let len_bytes = flight.operation.len_bytes;
+        let way = if reads { Direction::In } else { Direction::Out };
+        self.devices.all[flight.device].moved(way, moved);
         let reached = flight.done_bytes + moved;
         let stalled = moved == 0 || flight.stalls_at(reached) >= STALLS_MAX;
         let enough = match (flight.reading_first, reads) {
@@ -406,16 +411,17 @@ impl Scheduler {
     }
 
     /// Nothing of an operation is in flight any more.
-    fn landed(&self, flight: &Flight) {
-        let direction = self.tasks[flight.task].direction;
-        self.counters.of(direction).in_flight.sub(1);
+    fn landed(&mut self, flight: &Flight) {
+        let task = &self.tasks[flight.task];
+        self.devices.all[flight.device].landed(task.priority);
+        self.counters.of(task.direction).in_flight.sub(1);
         self.counters.in_flight.sub(1);
     }
 
     /// Gives back what an operation held; its task may be over with it.
     fn release(&mut self, flight: &Flight) {
         if let Some(block) = flight.bounce {
-            self.bounce.give_back(block);
+            self.devices.all[flight.device].bounce.give_back(block);
         }
         self.trace_operation(flight);
         let task = &mut self.tasks[flight.task];

@@ -88,17 +88,10 @@ fn refuse(kind: FileKind) -> Result<(), Errno> {
     }
 }
 
-fn identity_of(identity: sys::FileIdentity) -> FileIdentity {
-    FileIdentity {
-        device: identity.device,
-        inode: identity.inode,
-    }
-}
-
 impl Storage for DiskStorage {
     fn identify(&self, path: &CStr) -> Option<(FileIdentity, u64)> {
         let status = sys::stat_identity(path).ok()?;
-        Some((identity_of(status.identity), status.len_bytes))
+        Some((status.identity.into(), status.len_bytes))
     }
 
     fn open(&self, path: &CStr, access: Access) -> Result<OpenedFile, Errno> {
@@ -120,6 +113,7 @@ impl Storage for DiskStorage {
         };
         let (opened, writable) = match access {
             Access::Write => (self.open_any(path, create), true),
+            Access::Change => (self.open_any(path, both), true),
             // Open for both, so that a later write needs no second descriptor.
             Access::Read => match self.open_any(path, both) {
                 Err(libc::EACCES | libc::EPERM | libc::EROFS | libc::ETXTBSY) => {
@@ -145,7 +139,7 @@ impl Storage for DiskStorage {
         };
         Ok(OpenedFile {
             handle: Arc::new(FileHandle::Disk(file)),
-            identity: identity_of(status.identity),
+            identity: status.identity.into(),
             len_bytes: status.len_bytes,
             writable,
             direct: alignment.is_some(),

@@ -105,7 +105,7 @@ impl Storage for MemoryStorage {
         let found = self.find(path);
         let file = match (found, access) {
             (Some(file), _) => file,
-            (None, Access::Read) => return Err(libc::ENOENT),
+            (None, Access::Read | Access::Change) => return Err(libc::ENOENT),
             (None, Access::Write) => {
                 let mut files = self
                     .files

@@ -13,6 +13,8 @@ use std::sync::Arc;
 
 use memory::MemoryFile;
 
+use crate::sys;
+
 /// An errno.
 pub(crate) type Errno = i32;
 
@@ -21,6 +23,15 @@ pub(crate) type Errno = i32;
 pub(crate) struct FileIdentity {
     pub(crate) device: u64,
     pub(crate) inode: u64,
+}
+
+impl From<sys::FileIdentity> for FileIdentity {
+    fn from(identity: sys::FileIdentity) -> FileIdentity {
+        FileIdentity {
+            device: identity.device,
+            inode: identity.inode,
+        }
+    }
 }
 
 /// What transfers need of an open file.
@@ -39,6 +50,8 @@ pub(crate) enum Access {
     Read,
     /// It is created where it does not exist.
     Write,
+    /// To be written; it must exist.
+    Change,
 }
 
 /// What direct I/O demands of a file.

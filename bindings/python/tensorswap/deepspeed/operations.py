@@ -62,7 +62,7 @@ class Operations:
 
     def __init__(self) -> None:
         self._pending: Deque[Operation] = collections.deque()
-        self._failures: List[Error] = []
+        self._failures: List[Exception] = []
         self._over = 0
         # For the library to read: filled in anew for each submission, under the lock.
         self._tensor = ffi.new("tsw_tensor *")
@@ -135,7 +135,7 @@ class Operations:
         """Wait for what nobody will wait for any more, so that memory is let go of; log what failed."""
         try:
             self.wait()
-        except Error as error:
+        except Exception as error:
             logging.getLogger("tensorswap.deepspeed").error("nobody waited for operations that failed: %s", error)
 
     def _finish_oldest(self) -> bool:
@@ -146,11 +146,11 @@ class Operations:
             operation = self._pending[0]
             if not operation.ticket[0] and self._was_never_submitted(operation):
                 return True
-            error = self._end_of(operation)
+            error: Optional[Exception] = self._end_of(operation)
             if error is None and operation.finish is not None:
                 try:
                     operation.finish()
-                except Error as wrong:
+                except Exception as wrong:  # also torch's and the system's: the operation is over all the same
                     error = wrong
             if error is not None:
                 self._failures.append(error)
@@ -204,10 +204,10 @@ def _text(path: bytes) -> str:
     return path.decode("utf-8", "surrogateescape")
 
 
-def _one_of(failures: List[Error]) -> Error:
-    """The first error, which tells how many there were."""
+def _one_of(failures: List[Exception]) -> Exception:
+    """The first error, which tells how many there were, where it is one of ours."""
     first = failures[0]
-    if len(failures) == 1:
+    if len(failures) == 1 or not isinstance(first, Error):
         return first
     more = f"{first.message}; {len(failures) - 1} more operations failed"
     return error_of_status(first.status, more, first.errno or 0, first.path)

@@ -1,0 +1,330 @@
+//! A soak: engine, swapper and optimizer at random work for as long as `TSW_TEST_SECONDS` says (20
+//! minutes in `tests/long`), with a fixed seed. Nothing grows once it has warmed up: memory,
+//! descriptors, locked bytes, files; and every ticket that was given out has ended once.
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::print_stdout,
+    reason = "a test"
+)]
+
+mod support;
+mod training;
+
+use std::collections::BTreeSet;
+use std::ffi::CString;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use support::*;
+use tensorswap::base::dtype::Dtype;
+use tensorswap::base::error::Status;
+use tensorswap::io::{Engine, Ticket};
+use tensorswap::optimizer::Optimizer;
+use tensorswap::swapper::Swapper;
+use training::*;
+
+const NUMELS: [usize; 8] = [1, 700, 1024, 5000, 20_001, 33_000, 3, 60_000];
+const FILES: usize = 12;
+const FILE_BYTES_MAX: usize = 300_000;
+/// Files of requests, of the store and of gradients.
+const OPEN_FILES_MAX: u64 = 40;
+/// Threads that the kernel adds for a ring, as it sees fit.
+const RING_WORKERS_MAX: u64 = 16;
+/// Samples in a whole run; the first third is for warming up.
+const SAMPLES: u32 = 60;
+/// What an allocator may keep more of than it needs, and what a log holds before it is compacted.
+const SLACK_BYTES: u64 = 16 << 20;
+
+/// What must not grow.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sample {
+    resident_bytes: u64,
+    locked_bytes: u64,
+    /// Without those of the engine's files, which are bounded.
+    descriptors: u64,
+    stored_bytes: u64,
+    threads: u64,
+}
+
+impl Sample {
+    fn max(self, other: Sample) -> Sample {
+        Sample {
+            resident_bytes: self.resident_bytes.max(other.resident_bytes),
+            locked_bytes: self.locked_bytes.max(other.locked_bytes),
+            descriptors: self.descriptors.max(other.descriptors),
+            stored_bytes: self.stored_bytes.max(other.stored_bytes),
+            threads: self.threads.max(other.threads),
+        }
+    }
+
+    fn assert_no_growth_since(self, before: Sample) {
+        let within = |now, before| now <= before + SLACK_BYTES;
+        assert!(
+            within(self.resident_bytes, before.resident_bytes)
+                && within(self.stored_bytes, before.stored_bytes)
+                && self.locked_bytes <= before.locked_bytes
+                && self.descriptors <= before.descriptors
+                && self.threads <= before.threads + RING_WORKERS_MAX,
+            "{before:?} grew to {self:?}"
+        );
+    }
+}
+
+/// Blocks of all files below a directory.
+fn stored_bytes(directory: &Path) -> u64 {
+    let entries = std::fs::read_dir(directory).unwrap();
+    let sizes = entries.map(|entry| {
+        let entry = entry.unwrap();
+        match entry.metadata().unwrap() {
+            found if found.is_dir() => stored_bytes(&entry.path()),
+            found => found.blocks() * 512,
+        }
+    });
+    sizes.sum()
+}
+
+fn sample(directory: &Path, engine: &Engine) -> Sample {
+    let open_files = engine.stats().open_files_count;
+    assert!(open_files < OPEN_FILES_MAX, "{open_files}");
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let number = |name: &str| -> u64 {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let mut words = line.unwrap().split_whitespace();
+        words.next().unwrap().parse().unwrap()
+    };
+    Sample {
+        resident_bytes: number("VmRSS:") << 10,
+        locked_bytes: number("VmLck:") << 10,
+        descriptors: open_descriptors() as u64 - open_files,
+        stored_bytes: stored_bytes(directory),
+        threads: number("Threads:"),
+    }
+}
+
+struct Soak {
+    random: Random,
+    directory: tempfile::TempDir,
+    engine: Engine,
+    swapper: Swapper,
+    optimizer: Option<Optimizer>,
+    model: Model,
+    /// The last commit that was waited for.
+    committed: Model,
+    /// What the files hold.
+    files: Vec<Vec<u8>>,
+    names: Vec<CString>,
+    tickets_count: u64,
+    ended_count: u64,
+}
+
+impl Soak {
+    fn new() -> Soak {
+        let directory = directory();
+        let engine = engine(&[("block_bytes", "64KiB")]);
+        let swapper = Swapper::new(&engine, None).unwrap();
+        let buffers = [1 << 20, 1 << 18].map(|len| engine.allocate_buffer(len).unwrap());
+        swapper.add_buffers(&buffers, Dtype::Bytes).unwrap();
+        let mut model = Model::new(&BF16_MOMENTS);
+        (0..)
+            .zip(NUMELS)
+            .for_each(|(id, numel)| model.add(id, numel));
+        let names = (0..FILES).map(|file| path(directory.path(), &format!("f{file}")));
+        let mut soak = Soak {
+            random: Random(8),
+            names: names.collect(),
+            files: vec![Vec::new(); FILES],
+            committed: model.clone(),
+            model,
+            optimizer: None,
+            directory,
+            engine,
+            swapper,
+            tickets_count: 0,
+            ended_count: 0,
+        };
+        soak.open();
+        let optimizer = soak.optimizer.take().unwrap();
+        initialize(&optimizer, &mut soak.model, 1);
+        optimizer.commit().unwrap();
+        soak.optimizer = Some(optimizer);
+        soak.committed = soak.model.clone();
+        soak
+    }
+
+    fn optimizer(&self) -> &Optimizer {
+        self.optimizer.as_ref().unwrap()
+    }
+
+    fn open(&mut self) {
+        let cache = *self.random.pick(&["0", "200KiB", "1GiB"]);
+        let gradients = *self.random.pick(&["memory", "disk"]);
+        let settings = [
+            ("cache_bytes", cache),
+            ("gradients", gradients),
+            ("sync", "none"),
+        ];
+        let store = self.directory.path().join("store");
+        self.optimizer = Some(open(&self.engine, &store, &settings, &self.model));
+    }
+
+    /// Several requests under way at once, some of them withdrawn; each ends once.
+    fn requests(&mut self) {
+        let files: BTreeSet<usize> = (0..5).map(|_| self.random.below(FILES)).collect();
+        let files: Vec<usize> = files.into_iter().collect();
+        for file in &files {
+            let len = 1 + self.random.below(FILE_BYTES_MAX);
+            self.files[*file] = self.random.bytes(len);
+        }
+        let engine = &self.engine;
+        let (names, contents) = (&self.names, &mut self.files);
+        let out: Vec<Ticket> = files
+            .iter()
+            .map(|file| {
+                engine
+                    .swap_out(&[tensor(&mut contents[*file], 0)], &[&names[*file]])
+                    .unwrap()
+            })
+            .collect();
+        let mut back: Vec<Vec<u8>> = files
+            .iter()
+            .map(|file| vec![0; contents[*file].len()])
+            .collect();
+        let mut tickets = out;
+        for (file, into) in files.iter().zip(&mut back) {
+            tickets.push(
+                engine
+                    .swap_in(&[tensor(into, 0)], &[&names[*file]])
+                    .unwrap(),
+            );
+        }
+        // The last read may be withdrawn.
+        let withdrawn = *tickets.last().unwrap();
+        let is_withdrawn = self.random.one_in(3) && engine.cancel(withdrawn).is_ok();
+        self.tickets_count += tickets.len() as u64;
+        for ticket in tickets {
+            match wait(engine, ticket).outcome {
+                Ok(()) => {}
+                Err(error) => {
+                    assert!(is_withdrawn && ticket == withdrawn, "{error}");
+                    assert_eq!(error.status(), Status::Cancelled);
+                    back.pop();
+                }
+            }
+            self.ended_count += 1;
+            let again = engine.wait(ticket, Some(Duration::ZERO));
+            assert_eq!(again.unwrap_err().status(), Status::BadTicket);
+        }
+        for (file, found) in files.iter().zip(&back) {
+            assert!(*found == contents[*file], "file {file}");
+        }
+    }
+
+    fn staged(&mut self) {
+        let file = self.random.below(FILES);
+        let len = 1 + self.random.below(FILE_BYTES_MAX);
+        self.files[file] = self.random.bytes(len);
+        let mut back = vec![0; len];
+        let name = self.names[file].as_c_str();
+        let out = tensor(&mut self.files[file], 0);
+        self.swapper.swap_out(&[out], &[name]).unwrap();
+        if self.random.one_in(2) {
+            self.swapper.flush(PATIENCE).unwrap();
+        }
+        self.swapper
+            .swap_in(&[tensor(&mut back, 0)], &[name])
+            .unwrap();
+        assert!(back == self.files[file], "file {file}");
+        // Requests of the engine's own concern this file next.
+        self.swapper.flush(PATIENCE).unwrap();
+    }
+
+    fn train(&mut self) {
+        let optimizer = self.optimizer.take().unwrap();
+        for id in 0..NUMELS.len() as u64 {
+            if self.random.one_in(2) {
+                let slope = values(NUMELS[id as usize], self.random.next());
+                give_gradient(
+                    &optimizer,
+                    &mut self.model,
+                    id,
+                    0,
+                    (&slope, Dtype::F32),
+                    false,
+                );
+            }
+        }
+        let threads = 1 + self.random.below(2);
+        step(&optimizer, &mut self.model, None, threads, &|_| false);
+        if self.random.one_in(3) {
+            optimizer
+                .set_user_data(&self.model.step.to_le_bytes())
+                .unwrap();
+            optimizer.commit().unwrap();
+            self.committed = self.model.clone();
+        }
+        self.optimizer = Some(optimizer);
+    }
+
+    /// The store is opened again: at the last commit.
+    fn reopen(&mut self) {
+        self.optimizer = None;
+        self.model = self.committed.clone();
+        self.open();
+        verify(self.optimizer(), &self.model, "opened again");
+    }
+
+    fn round(&mut self) {
+        match self.random.below(12) {
+            0..=4 => self.requests(),
+            5..=7 => self.staged(),
+            8..=10 => self.train(),
+            _ if self.random.one_in(4) => self.reopen(),
+            _ => verify(self.optimizer(), &self.model, "looked at"),
+        }
+    }
+
+    /// Nothing is under way, and all that was given out has ended.
+    fn settle(&mut self) {
+        self.optimizer().commit().unwrap();
+        self.committed = self.model.clone();
+        self.engine.quiesce(PATIENCE).unwrap();
+        let stats = self.engine.stats();
+        assert_eq!(
+            (stats.in_flight_count, stats.requests_in_flight_count),
+            (0, 0)
+        );
+        assert_eq!(self.tickets_count, self.ended_count);
+        let mut left = 0;
+        self.engine.poll(usize::MAX, &mut |_| left += 1).unwrap();
+        assert_eq!(left, 0, "completions that nobody asked for");
+    }
+}
+
+#[test]
+fn nothing_grows_and_every_ticket_ends() {
+    let mut soak = Soak::new();
+    let whole = duration();
+    let started = Instant::now();
+    let (mut warm, mut rounds) = (Sample::default(), 0_u64);
+    let mut last = Sample::default();
+    for index in 1..=SAMPLES {
+        while started.elapsed() < whole * index / SAMPLES {
+            soak.round();
+            rounds += 1;
+        }
+        soak.settle();
+        let now = sample(soak.directory.path(), &soak.engine);
+        if index <= SAMPLES / 3 {
+            warm = warm.max(now);
+        } else {
+            now.assert_no_growth_since(warm);
+        }
+        last = now;
+    }
+    println!(
+        "{rounds} rounds, {} tickets; warm {warm:?}, in the end {last:?}",
+        soak.tickets_count
+    );
+}
