@@ -121,6 +121,9 @@ fn sanitized(linked: Linked) {
 
 #[test]
 fn programs_with_the_shared_library() {
+    if !common::is_long("the shared library without sanitizers") {
+        return;
+    }
     build_and_run_all(Linked::Shared, Checked::Plain);
 }
 

@@ -151,7 +151,11 @@ fn programs_run_with_every_compiler() {
         .into_iter()
         .zip([Linked::Shared, Linked::Static])
     {
-        build_and_run(compiler, "c++20", linked, &["-O2"]);
+        let optimized: &[&str] = match common::is_long("C++ programs, optimized") {
+            true => &["-O2"],
+            false => &[],
+        };
+        build_and_run(compiler, "c++20", linked, optimized);
     }
 }
 

@@ -20,7 +20,8 @@ use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output, Stdio};
+use std::sync::{PoisonError, RwLock};
 
 use tensorswap::base::dtype::Dtype;
 use tensorswap::base::error::{Error, Status};
@@ -130,10 +131,23 @@ fn system(name: &str) -> Command {
     command
 }
 
+/// Held while a program is started: until it runs, it has a copy of every descriptor, and what a
+/// deleted file took is not free as long as somebody has it open.
+static STARTING: RwLock<()> = RwLock::new(());
+
+fn output_of(command: &mut Command) -> std::io::Result<Output> {
+    let child = {
+        let _starting = STARTING.write().unwrap_or_else(PoisonError::into_inner);
+        command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?
+    };
+    child.wait_with_output()
+}
+
 fn succeeds(command: &mut Command) -> Result<(), String> {
-    let output = command
-        .output()
-        .map_err(|error| format!("{command:?}: {error}"))?;
+    let output = output_of(command).map_err(|error| format!("{command:?}: {error}"))?;
     if output.status.success() {
         return Ok(());
     }
@@ -308,6 +322,7 @@ impl Filling {
 /// A full file system is a clear error; what was stored stays readable; space that was freed
 /// behind the engine's back is used.
 fn fills_and_recovers(engine: &Engine, directory: &Path, large: usize) {
+    let _nothing_starts = STARTING.read().unwrap_or_else(PoisonError::into_inner);
     let pool = pattern(large + 64_000, 77);
     let lens = [large, MIB as usize, 64 << 10, 4096];
     let mut filling = Filling::until_full(engine, directory, &pool, &lens);
@@ -916,11 +931,12 @@ const CHILD: &str = "TSW_TEST_CHILD";
 
 /// Runs one ignored test of this file in a process of its own.
 fn in_child(test: &str) {
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--ignored", "--nocapture"])
-        .env(CHILD, test)
-        .output()
-        .unwrap();
+    let output = output_of(
+        Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", test, "--ignored", "--nocapture"])
+            .env(CHILD, test),
+    )
+    .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}: {text}{errors}", output.status);

@@ -10,7 +10,7 @@ use super::backend::threads::ThreadBackend;
 use super::backend::uring::UringBackend;
 use super::backend::{Backend, fault};
 use super::counters::Counters;
-use super::driver::{BackendFacts, DEVICES_MAX, Driver, MakeBackend};
+use super::driver::{BackendFacts, Driver, MakeBackend};
 use super::storage::Storage;
 use super::storage::disk::DiskStorage;
 use super::storage::memory::MemoryStorage;
@@ -70,7 +70,6 @@ pub(super) fn driver(
 /// The backend that the options choose; runs on the driver thread.
 fn backend(options: &EngineOptions) -> Result<(Box<dyn Backend>, BackendFacts)> {
     let depth = options.queue_depth;
-    let devices = u32::try_from(DEVICES_MAX).unwrap_or(u32::MAX);
     match options.backend {
         BackendChoice::Memory => Ok((
             Box::new(MemoryBackend::default()),
@@ -81,7 +80,7 @@ fn backend(options: &EngineOptions) -> Result<(Box<dyn Backend>, BackendFacts)> 
         )),
         BackendChoice::Threads => threads(options, "chosen".to_owned()),
         BackendChoice::IoUring | BackendChoice::Auto => {
-            match UringBackend::new(depth, devices, options.sqpoll, options.register_buffers) {
+            match UringBackend::new(depth, options.sqpoll, options.register_buffers) {
                 Ok(ring) => {
                     let reason = format!("ring flags: {}", ring.features());
                     Ok((

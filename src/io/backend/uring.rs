@@ -20,8 +20,6 @@ use crate::sys;
 const WAKE_KEY: u64 = u64::MAX;
 /// Buffers that can be registered at once.
 pub(crate) const RING_SLOTS: u16 = 1024;
-/// KERNEL: io_uring_setup(2): twice the most entries of a submission queue.
-const COMPLETIONS_MAX: u32 = 65_536;
 /// Milliseconds that an idle SQPOLL thread spins.
 const SQPOLL_IDLE_MS: u32 = 50;
 
@@ -57,23 +55,18 @@ pub(crate) struct UringBackend {
 }
 
 impl UringBackend {
-    /// Sets up a ring for `depth` transfers on each of `devices` devices.
+    /// Sets up a ring for `depth` transfers on each of some devices.
     ///
     /// # Errors
     /// The errno of the refusal: `EPERM` or `ENOSYS` where seccomp or the kernel forbids it.
-    pub(crate) fn new(
-        depth: u32,
-        devices: u32,
-        sqpoll: bool,
-        registers: bool,
-    ) -> Result<UringBackend, Errno> {
+    pub(crate) fn new(depth: u32, sqpoll: bool, registers: bool) -> Result<UringBackend, Errno> {
         let event = sys::event_new()?;
         // One entry more for the read on the event descriptor.
         let entries = depth.saturating_add(1).next_power_of_two();
-        // Of all devices, so that completions are never dropped or held back by the kernel.
-        let completions = entries.saturating_mul(devices).min(COMPLETIONS_MAX);
-        let (ring, features) =
-            set_up(entries, completions, sqpoll).map_err(|error| errno_of(&error))?;
+        // KERNEL: io_uring_setup(2): there is room for twice as many completions, which is enough
+        // for two devices. Further ones are kept until they are waited for (IORING_FEAT_NODROP,
+        // 5.5). A longer queue would be locked memory, of which there may be as little as 64 KiB.
+        let (ring, features) = set_up(entries, sqpoll).map_err(|error| errno_of(&error))?;
         let registers = registers
             && ring
                 .submitter()
@@ -148,15 +141,10 @@ fn slot_of(key: u64) -> usize {
 }
 
 /// The best ring this kernel grants.
-fn set_up(
-    entries: u32,
-    completions: u32,
-    sqpoll: bool,
-) -> std::io::Result<(IoUring, &'static str)> {
+fn set_up(entries: u32, sqpoll: bool) -> std::io::Result<(IoUring, &'static str)> {
     if sqpoll {
         let ring = IoUring::builder()
             .setup_sqpoll(SQPOLL_IDLE_MS)
-            .setup_cqsize(completions)
             .build(entries)?;
         return Ok((ring, "SQPOLL"));
     }
@@ -167,14 +155,11 @@ fn set_up(
         .setup_coop_taskrun()
         // Lets an enter that does not wait see that completions are to be had.
         .setup_taskrun_flag()
-        .setup_cqsize(completions)
         .build(entries);
     match modern {
         Ok(ring) => Ok((ring, "SINGLE_ISSUER, DEFER_TASKRUN, COOP_TASKRUN")),
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            let ring = IoUring::builder()
-                .setup_cqsize(completions)
-                .build(entries)?;
+            let ring = IoUring::builder().build(entries)?;
             Ok((ring, "none"))
         }
         Err(error) => Err(error),

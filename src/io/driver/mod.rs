@@ -43,7 +43,7 @@ use crate::base::sync::lock;
 use crate::base::units::{KIB, MIB};
 use crate::memory::{Buffer, Reclaim};
 use bounce::BounceOptions;
-pub(crate) use devices::DEVICES_MAX;
+
 use devices::Devices;
 use files::FileTable;
 use mailbox::{Command, Mailbox};
