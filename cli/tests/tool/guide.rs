@@ -15,7 +15,7 @@ fn every_listing_of_the_guide_runs() {
         .filter(|listing| listing.language == "sh")
         .map(|listing| listing.text)
         .collect();
-    assert_eq!(listings.len(), 8);
+    assert_eq!(listings.len(), 9);
     let place = place();
     store(&place.path().join("run"));
     snapshots(&place.path().join("snap"));
