@@ -1130,7 +1130,10 @@ impl World {
 
     /// A store whose log is damaged is made anew.
     fn begin_anew(&mut self) {
-        std::fs::remove_dir_all(self.place().join("rank0")).unwrap();
+        for place in 0..self.places {
+            let place = self.place().join(place.to_string());
+            std::fs::remove_dir_all(place.join("rank0")).unwrap();
+        }
         self.known.clear();
         self.durable.clear();
         self.user_data.clear();
