@@ -91,8 +91,8 @@
  *
  * Threads. Engine, tickets, buffers, tsw_optimizer_step_next, tsw_optimizer_step_done, and every
  * function that takes a const object: any thread, concurrently. A configuration, a swapper, and the
- * rest of the optimizer: one thread at a time; a second one gets TSW_ERR_BUSY. In the child of a fork the objects of the parent answer TSW_ERR_FORKED, and their
- * free does nothing: make new ones there.
+ * rest of the optimizer: one thread at a time; a second one gets TSW_ERR_BUSY. In the child of a fork
+ * the objects of the parent answer TSW_ERR_FORKED, and their free does nothing: make new ones there.
  *
  * Any function that takes a handle may also return TSW_ERR_NULL_ARGUMENT, TSW_ERR_FORKED,
  * TSW_ERR_INTERNAL (a defect of the library, stopped at this border) and, from then on for that
@@ -1695,8 +1695,8 @@ tsw_status tsw_optimizer_add_parameter(tsw_optimizer *optimizer,
  * Ownership: both lists are copied; the memory is the caller's again when this returns.
  * Threads: one at a time for each optimizer.
  * Errors: UNKNOWN_PARAMETER; INVALID_ARGUMENT for a source with another number of elements;
- * DTYPE_MISMATCH for a source that is not f32, f16 or bf16; BUSY while a step is open or one of them is in use; BUDGET;
- * NULL_ARGUMENT; what storage has to say.
+ * DTYPE_MISMATCH for a source that is not f32, f16 or bf16; BUSY while a step is open or one of them
+ * is in use; BUDGET; NULL_ARGUMENT; what storage has to say.
  */
 tsw_status tsw_optimizer_initialize_parameters(tsw_optimizer *optimizer,
                                                const uint64_t *ids,
@@ -1849,10 +1849,10 @@ tsw_status tsw_optimizer_discard_gradients(tsw_optimizer *optimizer);
  * Ownership: the memory that the view shows is the optimizer's, lent.
  * Threads: one at a time for each optimizer.
  * Errors: BUSY naming the parameter where it is in already, another one was announced, or a step is
- * open; INVALID_ARGUMENT for a `next_id` that is `id`; NO_BUFFERS with `views_max` parameters in; BUDGET with the bytes needed where `pinned_bytes`
- * is too small; UNKNOWN_PARAMETER; CHECKSUM where storage does not hold what was written; what an
- * earlier write-back of the parameter, or storage, has to say; NULL_ARGUMENT. `inout->id` is then
- * `TSW_NO_PARAMETER` and the parameter is not in.
+ * open; INVALID_ARGUMENT for a `next_id` that is `id`; NO_BUFFERS with `views_max` parameters in;
+ * BUDGET with the bytes needed where `pinned_bytes` is too small; UNKNOWN_PARAMETER; CHECKSUM where
+ * storage does not hold what was written; what an earlier write-back of the parameter, or storage,
+ * has to say; NULL_ARGUMENT. `inout->id` is then `TSW_NO_PARAMETER` and the parameter is not in.
  */
 tsw_status tsw_optimizer_swap_in_state(tsw_optimizer *optimizer,
                                        uint64_t id,
@@ -2044,14 +2044,14 @@ uint64_t tsw_optimizer_step_number(const tsw_optimizer *optimizer);
  * Start a snapshot: a copy of the step that was committed last, in a directory of its own.
  *
  * It holds all states of all parameters, the step's number and the user data, independent of rank
- * and directories, and verifiable by itself. `directory` must not exist, or be empty; those above it are made. It
- * appears there whole, by one rename, or not at all. This waits for a commit that is under way, and
- * returns then; the ticket is one of the engine's: wait for it, ask for its progress, cancel it.
- * Training goes on meanwhile: the copy has low priority, and what is written goes elsewhere (the
- * store's files grow by up to half while it lasts; without that space, steps wait for the copy of
- * what they are about to write over). Where the file system shares blocks between files (btrfs, xfs)
- * it takes moments and no space. With several ranks give each its own directory: `snap/rank0`,
- * `snap/rank1`, … as `tensorswap reshard` expects.
+ * and directories, and verifiable by itself. `directory` must not exist, or be empty; those above it
+ * are made. It appears there whole, by one rename, or not at all. This waits for a commit that is
+ * under way, and returns then; the ticket is one of the engine's: wait for it, ask for its progress,
+ * cancel it. Training goes on meanwhile: the copy has low priority, and what is written goes
+ * elsewhere (the store's files grow by up to half while it lasts; without that space, steps wait for
+ * the copy of what they are about to write over). Where the file system shares blocks between files
+ * (btrfs, xfs) it takes moments and no space. With several ranks give each its own directory:
+ * `snap/rank0`, `snap/rank1`, … as `tensorswap reshard` expects.
  *
  * Ownership: the path is copied. `tsw_optimizer_free` cancels a snapshot; its ticket ends all the
  * same.

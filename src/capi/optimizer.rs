@@ -186,8 +186,8 @@ pub unsafe extern "C" fn tsw_optimizer_add_parameter(
 /// Ownership: both lists are copied; the memory is the caller's again when this returns.
 /// Threads: one at a time for each optimizer.
 /// Errors: UNKNOWN_PARAMETER; INVALID_ARGUMENT for a source with another number of elements;
-/// DTYPE_MISMATCH for a source that is not f32, f16 or bf16; BUSY while a step is open or one of them is in use; BUDGET;
-/// NULL_ARGUMENT; what storage has to say.
+/// DTYPE_MISMATCH for a source that is not f32, f16 or bf16; BUSY while a step is open or one of them
+/// is in use; BUDGET; NULL_ARGUMENT; what storage has to say.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tsw_optimizer_initialize_parameters(
     optimizer: *mut tsw_optimizer,

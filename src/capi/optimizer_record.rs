@@ -16,10 +16,10 @@ use super::status::tsw_status;
 /// Ownership: the memory that the view shows is the optimizer's, lent.
 /// Threads: one at a time for each optimizer.
 /// Errors: BUSY naming the parameter where it is in already, another one was announced, or a step is
-/// open; INVALID_ARGUMENT for a `next_id` that is `id`; NO_BUFFERS with `views_max` parameters in; BUDGET with the bytes needed where `pinned_bytes`
-/// is too small; UNKNOWN_PARAMETER; CHECKSUM where storage does not hold what was written; what an
-/// earlier write-back of the parameter, or storage, has to say; NULL_ARGUMENT. `inout->id` is then
-/// `TSW_NO_PARAMETER` and the parameter is not in.
+/// open; INVALID_ARGUMENT for a `next_id` that is `id`; NO_BUFFERS with `views_max` parameters in;
+/// BUDGET with the bytes needed where `pinned_bytes` is too small; UNKNOWN_PARAMETER; CHECKSUM where
+/// storage does not hold what was written; what an earlier write-back of the parameter, or storage,
+/// has to say; NULL_ARGUMENT. `inout->id` is then `TSW_NO_PARAMETER` and the parameter is not in.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tsw_optimizer_swap_in_state(
     optimizer: *mut tsw_optimizer,

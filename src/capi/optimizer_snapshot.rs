@@ -11,14 +11,14 @@ use super::ticket::tsw_ticket;
 /// Start a snapshot: a copy of the step that was committed last, in a directory of its own.
 ///
 /// It holds all states of all parameters, the step's number and the user data, independent of rank
-/// and directories, and verifiable by itself. `directory` must not exist, or be empty; those above it are made. It
-/// appears there whole, by one rename, or not at all. This waits for a commit that is under way, and
-/// returns then; the ticket is one of the engine's: wait for it, ask for its progress, cancel it.
-/// Training goes on meanwhile: the copy has low priority, and what is written goes elsewhere (the
-/// store's files grow by up to half while it lasts; without that space, steps wait for the copy of
-/// what they are about to write over). Where the file system shares blocks between files (btrfs, xfs)
-/// it takes moments and no space. With several ranks give each its own directory: `snap/rank0`,
-/// `snap/rank1`, … as `tensorswap reshard` expects.
+/// and directories, and verifiable by itself. `directory` must not exist, or be empty; those above it
+/// are made. It appears there whole, by one rename, or not at all. This waits for a commit that is
+/// under way, and returns then; the ticket is one of the engine's: wait for it, ask for its progress,
+/// cancel it. Training goes on meanwhile: the copy has low priority, and what is written goes
+/// elsewhere (the store's files grow by up to half while it lasts; without that space, steps wait for
+/// the copy of what they are about to write over). Where the file system shares blocks between files
+/// (btrfs, xfs) it takes moments and no space. With several ranks give each its own directory:
+/// `snap/rank0`, `snap/rank1`, … as `tensorswap reshard` expects.
 ///
 /// Ownership: the path is copied. `tsw_optimizer_free` cancels a snapshot; its ticket ends all the
 /// same.

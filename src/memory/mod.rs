@@ -2,9 +2,10 @@
 //!
 //! Owns the pages of the buffers it allocates ([`PinnedMemory`]), the moment at which a buffer's
 //! memory goes back to whom it belongs ([`Buffer`]), the answer to "is this pointer pinned?"
-//! ([`Registry`]), copying into and out of memory known by address ([`MemoryRange`], [`copy`]),
-//! and arithmetic on the values that lie in it (`numbers`). It is, with the system calls and the ring, where the library touches memory through
-//! raw pointers; what lies above sees ranges and checked copies.
+//! ([`Registry`]), copying into and out of memory known by address ([`MemoryRange`], [`copy`]), and
+//! arithmetic on the values that lie in it (`numbers`). It is, with the system calls and the ring,
+//! where the library touches memory through raw pointers; what lies above sees ranges and checked
+//! copies.
 //!
 //! Never does I/O, never starts a thread, knows no ring: that a buffer is registered with one is
 //! a number kept here for the driver, and an object that is told when the buffer goes.

@@ -34,9 +34,9 @@ pub(super) struct PartialDirectory {
 impl PartialDirectory {
     /// Makes it, and the directories above it.
     ///
-    /// # Errors
-    /// `Io`: `EEXIST` where something other than an empty directory is called `directory`; `Locked` where somebody else
-    /// is making it; `InvalidArgument` for a path that does not end in a name.
+    /// # Errors `Io`: `EEXIST` where something other than an empty directory is called `directory`;
+    /// `Locked` where somebody else is making it; `InvalidArgument` for a path that does not end in
+    /// a name.
     pub(super) fn create(directory: &Path) -> Result<PartialDirectory> {
         let name = directory.file_name().ok_or_else(|| {
             Error::invalid(format!("{} does not end in a name", directory.display()))

@@ -1,8 +1,9 @@
 //! The directory of a store: made, locked, and the files in it by name.
 //!
-//! `<path>/rank<N>/` holds `lock`, `data`, at times `spare`, and, in the first directory of a store,
-//! `log`, for moments `log.new`, and the directory `scratch`. Files are named relative to the open directory and symbolic links among them are
-//! refused, so a store never writes outside of its directory.
+//! `<path>/rank<N>/` holds `lock`, `data`, at times `spare`, and, in the first directory of a
+//! store, `log`, for moments `log.new`, and the directory `scratch`. Files are named relative to
+//! the open directory and symbolic links among them are refused, so a store never writes outside of
+//! its directory.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -1,10 +1,11 @@
 //! How the states of one parameter lie in an extent, and in the memory that holds it. Pure.
 //!
 //! An extent holds the states one after the other, each in its storage type, each beginning at a
-//! multiple of [`BLOCK_BYTES`], and long ones not at a power of two of each other. A record in memory has a *region* for each state, large enough for
-//! the state in its memory type and in its storage type; the state's *image*, the bytes that
-//! storage holds, lies at the beginning of the region. Where the two types are the same for all
-//! states, the memory of a record and its extent are the same bytes.
+//! multiple of [`BLOCK_BYTES`], and long ones not at a power of two of each other. A record in
+//! memory has a *region* for each state, large enough for the state in its memory type and in its
+//! storage type; the state's *image*, the bytes that storage holds, lies at the beginning of the
+//! region. Where the two types are the same for all states, the memory of a record and its extent
+//! are the same bytes.
 
 use std::ops::Range;
 
