@@ -184,30 +184,31 @@ impl Directory {
         }
     }
 
-    /// Puts the new log in place of the log, in one step.
+    /// Makes a file with these bytes in place of any that has the name, in one step. It is on
+    /// storage, its name not yet.
     ///
     /// # Errors
     /// `Io`.
-    pub(crate) fn replace_log(&self, new: &mut StoreFile) -> Result<()> {
+    pub(crate) fn replace(&self, name: &CStr, bytes: &[u8]) -> Result<StoreFile> {
+        // What a killed process leaves under this name is removed when the store is opened.
+        let mut file = self.create(NEW_LOG, Role::NewLog)?;
+        file.write_at(bytes, 0)?;
+        file.sync()?;
         let failed = |errno| self.failed("rename", NEW_LOG, errno);
         self.strike(StoreCall::Rename).map_err(failed)?;
-        sys::rename_at(self.directory.as_fd(), NEW_LOG, LOG).map_err(failed)?;
-        new.renamed(self.path_of(LOG), Role::Log);
-        Ok(())
+        sys::rename_at(self.directory.as_fd(), NEW_LOG, name).map_err(failed)?;
+        file.renamed(self.path_of(name), Role::Log);
+        Ok(file)
     }
 
     /// Makes a file with these bytes, on storage. It appears whole or not at all.
     ///
     /// # Errors
     /// `Io`.
-    pub(crate) fn publish(&self, name: &CStr, bytes: &[u8]) -> Result<()> {
-        // What a killed process leaves under this name is removed when the store is opened.
-        let file = self.create(NEW_LOG, Role::NewLog)?;
-        file.write_at(bytes, 0)?;
-        file.sync()?;
-        sys::rename_at(self.directory.as_fd(), NEW_LOG, name)
-            .map_err(|errno| self.failed("rename", NEW_LOG, errno))?;
-        self.sync()
+    pub(crate) fn publish(&self, name: &CStr, bytes: &[u8]) -> Result<StoreFile> {
+        let file = self.replace(name, bytes)?;
+        self.sync()?;
+        Ok(file)
     }
 
     /// Waits until the names in the directory are on storage. Never to be tried again after a
