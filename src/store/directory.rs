@@ -93,8 +93,8 @@ impl Directory {
         let parent = sys::open_directory(&c_path(path)?).map_err(failed("open"))?;
         if create {
             match sys::make_directory_at(parent.as_fd(), &name) {
-                Ok(()) => sys::sync(parent.as_fd()).map_err(failed("sync"))?,
-                Err(libc::EEXIST) => {}
+                // Whoever made it before may have died before this.
+                Ok(()) | Err(libc::EEXIST) => sys::sync(parent.as_fd()).map_err(failed("sync"))?,
                 Err(errno) => return Err(own_failed("mkdir")(errno)),
             }
         }

@@ -268,6 +268,13 @@ fn a_power_cut_while_the_log_is_replaced_loses_nothing() {
         for seed in [0, 1, 77 + events_len as u64] {
             cut(&disk, &["."], &commits, events_len, seed);
         }
+        // Killed instead, and opened by another process, whose commit stays.
+        let [image, left] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let disk = disk.kill(events_len, image.path()).unwrap();
+        let again = open(&engine, image.path()).unwrap();
+        again.commit(100, &[], None).unwrap();
+        disk.power_cut(disk.events_len(), 0, left.path()).unwrap();
+        assert_eq!(open(&engine, left.path()).unwrap().step(), 100);
     }
 }
 

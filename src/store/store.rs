@@ -127,6 +127,8 @@ impl Store {
                 let data = directories.open_files(Area::Data, log.identity(), &table)?;
                 let spare = open_spare(&directories, &log, &table)?;
                 first.remove(NEW_LOG)?;
+                // Whoever gave the log its name may have died before that was on storage.
+                first.sync()?;
                 (log, table, data, spare)
             }
             None if create => {
