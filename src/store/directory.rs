@@ -4,7 +4,7 @@
 //! `log`, for moments `log.new`, and the directory `scratch`. Files are named relative to the open directory and symbolic links among them are
 //! refused, so a store never writes outside of its directory.
 
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
@@ -84,8 +84,7 @@ impl Directory {
         if create {
             make_path(path).map_err(failed("mkdir"))?;
         }
-        let name = CString::new(format!("rank{rank}"))
-            .map_err(|_| Error::Internal("a name with a zero byte".to_owned()))?;
+        let name = rank_name(rank);
         let own_failed = |operation| {
             let own_path = &own_path;
             move |errno| Error::io(operation, own_path.to_bytes(), None, errno, "")
@@ -326,9 +325,15 @@ pub(crate) fn regular_file(
     Ok(Some(StoreFile::new(file, path, role, witness)))
 }
 
+/// What the directory of a rank is called.
+pub(crate) fn rank_name(rank: u32) -> CString {
+    // There is no zero byte in it.
+    CString::new(format!("rank{rank}")).unwrap_or_default()
+}
+
 /// The directory of a rank.
 pub(crate) fn rank_path(path: &Path, rank: u32) -> Result<CString> {
-    c_path(&path.join(format!("rank{rank}")))
+    c_path(&path.join(OsStr::from_bytes(rank_name(rank).to_bytes())))
 }
 
 pub(crate) fn join(path: &CStr, name: &CStr) -> CString {
@@ -377,7 +382,7 @@ pub(crate) fn make_path(path: &Path) -> Result<(), Errno> {
 /// open for them, which can be asked. BOUND: in the end it goes on all the same, because somebody
 /// else may have the file open for no reason of ours; checksums tell what came of it.
 fn await_writes_of_the_dead(data: &CStr) {
-    let path = Path::new(std::ffi::OsStr::from_bytes(data.to_bytes()));
+    let path = Path::new(OsStr::from_bytes(data.to_bytes()));
     let open = std::fs::File::options()
         .read(true)
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)

@@ -62,7 +62,7 @@ impl StoreFile {
     /// `Io`.
     pub(crate) fn identity(&self) -> Result<FileIdentity> {
         match sys::fstat(self.file.as_fd()) {
-            Ok(status) => Ok(status.identity.into()),
+            Ok(status) => Ok(status.identity),
             Err(errno) => Err(Error::io("stat", self.path.to_bytes(), None, errno, "")),
         }
     }

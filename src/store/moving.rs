@@ -6,12 +6,12 @@
 //! whoever was killed in between is followed by somebody who goes on, and first syncs what was not
 //! synced of a step that is done. The copy's `moving` goes last, when nothing is left to do.
 
-use std::ffi::{CStr, CString, OsStr};
+use std::ffi::{CStr, OsStr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::directory::{DATA, Directory, LOG, c_path, join};
+use super::directory::{DATA, Directory, LOG, c_path, join, rank_name};
 use super::entry::Identity;
 use super::file::Role;
 use super::header::{PLACE_HEADER_BYTES, PlaceHeader};
@@ -171,7 +171,7 @@ impl Move<'_> {
             let Some(copy) = copy.as_ref().filter(|_| copy_identity == Some(*new)) else {
                 return Err(self.lost(to));
             };
-            let name = rank_name(self.rank)?;
+            let name = rank_name(self.rank);
             let (above, inner) = open_both(to)?;
             let (inner, above) = (inner.as_fd(), above.as_fd());
             if identity_there == Some(self.identity) {
@@ -225,11 +225,6 @@ fn sync_names(path: &Path) -> Result<()> {
 /// Where copies lie in a directory.
 pub(super) fn staging_in(path: &Path) -> PathBuf {
     path.join(OsStr::from_bytes(STAGING.to_bytes()))
-}
-
-fn rank_name(rank: u32) -> Result<CString> {
-    let name = CString::new(format!("rank{rank}"));
-    name.map_err(|_| Error::Internal("a name with a zero byte".to_owned()))
 }
 
 /// Makes the directory for copies, where there is none; with `exchanging`, sees that two names in

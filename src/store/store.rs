@@ -272,9 +272,7 @@ impl Store {
 
     /// The file and the offset of an address.
     pub(crate) fn find_address(&self, area: Area, address: u64) -> (&CStr, u64) {
-        let striping = self.striping();
-        let piece = striping.pieces(area, address, 1).next();
-        let (place, offset) = piece.map_or((0, 0), |piece| (piece.place, piece.file_offset));
+        let (place, offset) = self.striping().find(area, address);
         (self.path(area, place), offset)
     }
 
