@@ -354,20 +354,22 @@ fn io_error(operation: &'static str, path: &Path, errno: Errno) -> Error {
 /// Makes a directory and those above it, each of them synced into the one that holds it.
 pub(crate) fn make_path(path: &Path) -> Result<(), Errno> {
     let c_path = |path: &Path| c_path(path).map_err(|_| libc::EINVAL);
-    let missing: Vec<&Path> = path
-        .ancestors()
-        .take_while(|path| !path.as_os_str().is_empty() && !path.exists())
-        .collect();
-    for directory in missing.into_iter().rev() {
+    let named = path.ancestors().filter(|path| path.file_name().is_some());
+    let missing_count = named.clone().take_while(|path| !path.exists()).count();
+    // And one that is there: whoever made it may have died before its name was on storage.
+    let directories: Vec<&Path> = named.take(missing_count + 1).collect();
+    for directory in directories.into_iter().rev() {
         let above = directory
             .parent()
             .filter(|path| !path.as_os_str().is_empty());
-        let above = sys::open_directory(&c_path(above.unwrap_or(Path::new(".")))?)?;
-        // One that ends in `..` is there as soon as the one before is.
-        let Some(name) = directory.file_name() else {
-            continue;
+        let opened = sys::open_directory(&c_path(above.unwrap_or(Path::new(".")))?);
+        let above = match opened {
+            // Not everybody may look at what holds a directory of theirs.
+            Err(libc::EACCES) if directory.exists() => continue,
+            opened => opened?,
         };
-        match sys::make_directory_at(above.as_fd(), &c_path(Path::new(name))?) {
+        let name = c_path(Path::new(directory.file_name().unwrap_or_default()))?;
+        match sys::make_directory_at(above.as_fd(), &name) {
             Ok(()) | Err(libc::EEXIST) => sys::sync(above.as_fd())?,
             Err(errno) => return Err(errno),
         }
