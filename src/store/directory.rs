@@ -5,10 +5,10 @@
 //! the open directory and symbolic links among them are refused, so a store never writes outside of
 //! its directory.
 
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use super::file::{Role, StoreFile};
 use crate::base::error::{Error, IoFailure, Result};
 use crate::base::observe::events;
 use crate::base::units::to_u64;
-use crate::io::{Event, StoreCall, Witness, path_of};
+use crate::io::{StoreCall, Witness};
 use crate::sys::{self, Errno, FileKind, WriteLife};
 
 const LOCK: &CStr = c"lock";
@@ -85,8 +85,7 @@ impl Directory {
         if create {
             make_path(path).map_err(failed("mkdir"))?;
         }
-        let name = CString::new(format!("rank{rank}"))
-            .map_err(|_| Error::Internal("a name with a zero byte".to_owned()))?;
+        let name = rank_name(rank);
         let own_failed = |operation| {
             let own_path = &own_path;
             move |errno| Error::io(operation, own_path.to_bytes(), None, errno, "")
@@ -94,8 +93,8 @@ impl Directory {
         let parent = sys::open_directory(&c_path(path)?).map_err(failed("open"))?;
         if create {
             match sys::make_directory_at(parent.as_fd(), &name) {
-                Ok(()) => sys::sync(parent.as_fd()).map_err(failed("sync"))?,
-                Err(libc::EEXIST) => {}
+                // Whoever made it before may have died before this.
+                Ok(()) | Err(libc::EEXIST) => sys::sync(parent.as_fd()).map_err(failed("sync"))?,
                 Err(errno) => return Err(own_failed("mkdir")(errno)),
             }
         }
@@ -156,12 +155,7 @@ impl Directory {
         self.remove(name)?;
         let file = sys::open_at(self.directory.as_fd(), name, true)
             .map_err(|errno| self.failed("create", name, errno))?;
-        let path = self.path_of(name);
-        if let Some(witness) = &self.witness {
-            let path = path_of(&path);
-            witness.note_file(file.as_fd(), true, |file| Event::Create { file, path });
-        }
-        let file = StoreFile::new(file, path, role, self.witness.clone());
+        let file = StoreFile::new(file, self.path_of(name), role, self.witness.clone());
         file.hint(life_of(role));
         Ok(file)
     }
@@ -185,50 +179,36 @@ impl Directory {
     /// `Io`.
     pub(crate) fn remove(&self, name: &CStr) -> Result<()> {
         match sys::unlink_at(self.directory.as_fd(), name) {
-            Ok(()) => {
-                self.note(|| Event::Remove {
-                    path: path_of(&self.path_of(name)),
-                });
-                Ok(())
-            }
-            Err(libc::ENOENT) => Ok(()),
+            Ok(()) | Err(libc::ENOENT) => Ok(()),
             Err(errno) => Err(self.failed("remove", name, errno)),
         }
     }
 
-    /// Puts the new log in place of the log, in one step.
+    /// Makes a file with these bytes in place of any that has the name, in one step. It is on
+    /// storage, its name not yet.
     ///
     /// # Errors
     /// `Io`.
-    pub(crate) fn replace_log(&self, new: &mut StoreFile) -> Result<()> {
+    pub(crate) fn replace(&self, name: &CStr, bytes: &[u8]) -> Result<StoreFile> {
+        // What a killed process leaves under this name is removed when the store is opened.
+        let mut file = self.create(NEW_LOG, Role::NewLog)?;
+        file.write_at(bytes, 0)?;
+        file.sync()?;
         let failed = |errno| self.failed("rename", NEW_LOG, errno);
         self.strike(StoreCall::Rename).map_err(failed)?;
-        sys::rename_at(self.directory.as_fd(), NEW_LOG, LOG).map_err(failed)?;
-        let path = self.path_of(LOG);
-        self.note(|| Event::Rename {
-            from: path_of(new.path()),
-            to: path_of(&path),
-        });
-        new.renamed(path, Role::Log);
-        Ok(())
+        sys::rename_at(self.directory.as_fd(), NEW_LOG, name).map_err(failed)?;
+        file.renamed(self.path_of(name), Role::Log);
+        Ok(file)
     }
 
     /// Makes a file with these bytes, on storage. It appears whole or not at all.
     ///
     /// # Errors
     /// `Io`.
-    pub(crate) fn publish(&self, name: &CStr, bytes: &[u8]) -> Result<()> {
-        // What a killed process leaves under this name is removed when the store is opened.
-        let file = self.create(NEW_LOG, Role::NewLog)?;
-        file.write_at(bytes, 0)?;
-        file.sync()?;
-        sys::rename_at(self.directory.as_fd(), NEW_LOG, name)
-            .map_err(|errno| self.failed("rename", NEW_LOG, errno))?;
-        self.note(|| Event::Rename {
-            from: path_of(file.path()),
-            to: path_of(&self.path_of(name)),
-        });
-        self.sync()
+    pub(crate) fn publish(&self, name: &CStr, bytes: &[u8]) -> Result<StoreFile> {
+        let file = self.replace(name, bytes)?;
+        self.sync()?;
+        Ok(file)
     }
 
     /// Waits until the names in the directory are on storage. Never to be tried again after a
@@ -239,9 +219,6 @@ impl Directory {
     pub(crate) fn sync(&self) -> Result<()> {
         let failed = |errno| Error::io("sync", self.path.to_bytes(), None, errno, "");
         self.strike(StoreCall::SyncDirectory).map_err(failed)?;
-        self.note(|| Event::SyncDirectory {
-            path: path_of(&self.path),
-        });
         sys::sync(self.directory.as_fd()).map_err(failed)
     }
 
@@ -304,12 +281,6 @@ impl Directory {
             None => Ok(()),
         }
     }
-
-    fn note(&self, event: impl FnOnce() -> Event) {
-        if let Some(witness) = &self.witness {
-            witness.note(event());
-        }
-    }
 }
 
 /// How long lives what is written to a file: until the record's next version but one, the next
@@ -355,9 +326,15 @@ pub(crate) fn regular_file(
     Ok(Some(StoreFile::new(file, path, role, witness)))
 }
 
+/// What the directory of a rank is called.
+pub(crate) fn rank_name(rank: u32) -> CString {
+    // There is no zero byte in it.
+    CString::new(format!("rank{rank}")).unwrap_or_default()
+}
+
 /// The directory of a rank.
 pub(crate) fn rank_path(path: &Path, rank: u32) -> Result<CString> {
-    c_path(&path.join(format!("rank{rank}")))
+    c_path(&path.join(OsStr::from_bytes(rank_name(rank).to_bytes())))
 }
 
 pub(crate) fn join(path: &CStr, name: &CStr) -> CString {
@@ -377,23 +354,26 @@ fn io_error(operation: &'static str, path: &Path, errno: Errno) -> Error {
 
 /// Makes a directory and those above it, each of them synced into the one that holds it.
 pub(crate) fn make_path(path: &Path) -> Result<(), Errno> {
-    let errno_of = |error: std::io::Error| error.raw_os_error().unwrap_or(libc::EIO);
-    let missing: Vec<&Path> = path
-        .ancestors()
-        .take_while(|path| !path.as_os_str().is_empty() && !path.exists())
-        .collect();
-    for directory in missing.into_iter().rev() {
-        match std::fs::DirBuilder::new().mode(0o700).create(directory) {
-            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                return Err(errno_of(error));
-            }
-            _ => {}
-        }
+    let c_path = |path: &Path| c_path(path).map_err(|_| libc::EINVAL);
+    let named = path.ancestors().filter(|path| path.file_name().is_some());
+    let missing_count = named.clone().take_while(|path| !path.exists()).count();
+    // And one that is there: whoever made it may have died before its name was on storage.
+    let directories: Vec<&Path> = named.take(missing_count + 1).collect();
+    for directory in directories.into_iter().rev() {
         let above = directory
             .parent()
             .filter(|path| !path.as_os_str().is_empty());
-        let above = std::fs::File::open(above.unwrap_or(Path::new("."))).map_err(errno_of)?;
-        sys::sync(above.as_fd())?;
+        let opened = sys::open_directory(&c_path(above.unwrap_or(Path::new(".")))?);
+        let above = match opened {
+            // Not everybody may look at what holds a directory of theirs.
+            Err(libc::EACCES) if directory.exists() => continue,
+            opened => opened?,
+        };
+        let name = c_path(Path::new(directory.file_name().unwrap_or_default()))?;
+        match sys::make_directory_at(above.as_fd(), &name) {
+            Ok(()) | Err(libc::EEXIST) => sys::sync(above.as_fd())?,
+            Err(errno) => return Err(errno),
+        }
     }
     Ok(())
 }
@@ -405,7 +385,7 @@ pub(crate) fn make_path(path: &Path) -> Result<(), Errno> {
 /// open for them, which can be asked. BOUND: in the end it goes on all the same, because somebody
 /// else may have the file open for no reason of ours; checksums tell what came of it.
 fn await_writes_of_the_dead(data: &CStr) {
-    let path = Path::new(std::ffi::OsStr::from_bytes(data.to_bytes()));
+    let path = Path::new(OsStr::from_bytes(data.to_bytes()));
     let open = std::fs::File::options()
         .read(true)
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)

@@ -40,6 +40,8 @@ pub(crate) mod version;
 #[cfg(test)]
 mod power_cut_tests;
 #[cfg(test)]
+mod rebalance_power_cut_tests;
+#[cfg(test)]
 mod rebalance_tests;
 #[cfg(test)]
 mod replay_tests;

@@ -3,15 +3,15 @@
 //! The copy lies in `.rebalance/rank<N>` of every target directory until it is whole. From then on
 //! a file `moving` in the first directory of the store, and one in the first directory of the copy,
 //! keep both from being opened. Every step can be found again in what the directories hold, so
-//! whoever was killed in between is followed by somebody who goes on. The copy's `moving` goes
-//! last, when nothing is left to do.
+//! whoever was killed in between is followed by somebody who goes on, and first syncs what was not
+//! synced of a step that is done. The copy's `moving` goes last, when nothing is left to do.
 
-use std::ffi::{CStr, CString, OsStr};
+use std::ffi::{CStr, OsStr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::directory::{DATA, Directory, LOG, c_path, join};
+use super::directory::{DATA, Directory, LOG, c_path, join, rank_name};
 use super::entry::Identity;
 use super::file::Role;
 use super::header::{PLACE_HEADER_BYTES, PlaceHeader};
@@ -72,7 +72,8 @@ pub(super) fn write_moving(
     identity: &Identity,
     command: &[u8],
 ) -> Result<()> {
-    directory.publish(MOVING, &[identity, command].concat())
+    let bytes = [identity, command].concat();
+    directory.publish(MOVING, &bytes).map(drop)
 }
 
 /// The identity of the store whose place a directory is; `None` where it has no `data`.
@@ -115,15 +116,18 @@ impl Move<'_> {
             let is_exchanged = self.to.contains(from);
             let staging = staging_in(from);
             let above = if is_exchanged { &staging } else { from };
-            if let Some(old) = Directory::find(above, self.rank)? {
-                let is_mine = match identity_of(&old)? {
-                    Some(identity) => identity == self.identity,
-                    // Was begun to be removed, unless it is somebody else's.
-                    None => old.open_file(LOG, Role::Log)?.is_none(),
-                };
-                if is_mine {
-                    old.remove_store(MOVING)?;
+            match Directory::find(above, self.rank)? {
+                Some(old) => {
+                    let is_mine = match identity_of(&old)? {
+                        Some(identity) => identity == self.identity,
+                        // Was begun to be removed, unless it is somebody else's.
+                        None => old.open_file(LOG, Role::Log)?.is_none(),
+                    };
+                    if is_mine {
+                        old.remove_store(MOVING)?;
+                    }
                 }
+                None => sync_names(above)?,
             }
             step()?;
         }
@@ -163,28 +167,23 @@ impl Move<'_> {
         // Both are locked until it is done.
         let (copy, copy_identity) = identity_in(&staging)?;
         let (there, identity_there) = identity_in(to)?;
-        if identity_there == Some(*new) {
-            return Ok(());
+        if identity_there != Some(*new) {
+            let Some(copy) = copy.as_ref().filter(|_| copy_identity == Some(*new)) else {
+                return Err(self.lost(to));
+            };
+            let name = rank_name(self.rank);
+            let (above, inner) = open_both(to)?;
+            let (inner, above) = (inner.as_fd(), above.as_fd());
+            if identity_there == Some(self.identity) {
+                sys::exchange_at(inner, &name, above, &name)
+            } else {
+                there.as_ref().map_or(Ok(()), vacate)?;
+                sys::move_at(inner, &name, above, &name)
+            }
+            .map_err(|errno| Error::io("rename", copy.path().to_bytes(), None, errno, ""))?;
         }
-        let Some(copy) = copy.filter(|_| copy_identity == Some(*new)) else {
-            return Err(self.lost(to));
-        };
-        let failed =
-            |operation, errno| Error::io(operation, copy.path().to_bytes(), None, errno, "");
-        let name = rank_name(self.rank)?;
-        let (above, inner) = open_both(to)?;
-        let (inner, above) = (inner.as_fd(), above.as_fd());
-        if identity_there == Some(self.identity) {
-            sys::exchange_at(inner, &name, above, &name)
-        } else {
-            there.map_or(Ok(()), |there| vacate(&there))?;
-            sys::move_at(inner, &name, above, &name)
-        }
-        .map_err(|errno| failed("rename", errno))?;
-        for directory in [above, inner] {
-            sys::sync(directory).map_err(|errno| failed("sync", errno))?;
-        }
-        Ok(())
+        sync_names(to)?;
+        sync_names(&staging)
     }
 
     fn lost(&self, to: &Path) -> Error {
@@ -212,14 +211,20 @@ pub(super) fn vacate(there: &Directory) -> Result<()> {
     Err(Error::io("rename to", path, None, libc::EEXIST, detail))
 }
 
+/// Waits until the names in a directory are on storage, if it is there.
+fn sync_names(path: &Path) -> Result<()> {
+    match sys::open_directory(&c_path(path)?).and_then(|directory| sys::sync(directory.as_fd())) {
+        Ok(()) | Err(libc::ENOENT) => Ok(()),
+        Err(errno) => {
+            let path = path.as_os_str().as_bytes();
+            Err(Error::io("sync", path, None, errno, ""))
+        }
+    }
+}
+
 /// Where copies lie in a directory.
 pub(super) fn staging_in(path: &Path) -> PathBuf {
     path.join(OsStr::from_bytes(STAGING.to_bytes()))
-}
-
-fn rank_name(rank: u32) -> Result<CString> {
-    let name = CString::new(format!("rank{rank}"));
-    name.map_err(|_| Error::Internal("a name with a zero byte".to_owned()))
 }
 
 /// Makes the directory for copies, where there is none; with `exchanging`, sees that two names in
@@ -233,8 +238,7 @@ pub(super) fn make_staging(path: &Path, exchanging: bool) -> Result<()> {
     let made = (|| {
         let above = sys::open_directory(&path).map_err(failed("open"))?;
         match sys::make_directory_at(above.as_fd(), STAGING) {
-            Ok(()) => sys::sync(above.as_fd()).map_err(failed("sync"))?,
-            Err(libc::EEXIST) => {}
+            Ok(()) | Err(libc::EEXIST) => sys::sync(above.as_fd()).map_err(failed("sync"))?,
             Err(errno) => return Err(("mkdir", errno)),
         }
         let staging = sys::open_directory_at(above.as_fd(), STAGING).map_err(failed("open"))?;
@@ -275,8 +279,8 @@ pub(super) fn remove_staging(path: &Path) -> Result<()> {
     };
     let above = sys::open_directory(&c_path(path)?).map_err(failed)?;
     match sys::remove_directory_at(above.as_fd(), STAGING) {
-        Ok(()) => sys::sync(above.as_fd()).map_err(failed),
-        Err(libc::ENOENT | libc::ENOTEMPTY) => Ok(()),
+        Ok(()) | Err(libc::ENOENT) => sys::sync(above.as_fd()).map_err(failed),
+        Err(libc::ENOTEMPTY) => Ok(()),
         Err(errno) => Err(failed(errno)),
     }
 }

@@ -264,15 +264,11 @@ impl StoreReader {
             let found = self.checksum(area, offset, len_bytes)?;
             let expected = version.checksums[number];
             if found != expected {
+                let (file, offset) = self.file_of(area, offset);
                 return Err(Error::Checksum(Box::new(IoFailure {
                     operation: "verify",
-                    path: self
-                        .file_of(area, offset)
-                        .0
-                        .path()
-                        .to_string_lossy()
-                        .into_owned(),
-                    offset_bytes: Some(self.file_of(area, offset).1),
+                    path: file.path().to_string_lossy().into_owned(),
+                    offset_bytes: Some(offset),
                     errno: 0,
                     detail: format!(
                         "{} of parameter {}{} has the checksum {found:08x}, and {expected:08x} \
@@ -298,9 +294,7 @@ impl StoreReader {
 
     /// The file and the offset of an address.
     fn file_of(&self, area: Area, address: u64) -> (&StoreFile, u64) {
-        let striping = self.read.table.striping();
-        let piece = striping.pieces(area, address, 1).next();
-        let (place, offset) = piece.map_or((0, 0), |piece| (piece.place, piece.file_offset));
+        let (place, offset) = self.read.table.striping().find(area, address);
         (&self.files(area)[place], offset)
     }
 

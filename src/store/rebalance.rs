@@ -146,6 +146,8 @@ impl Plan {
                 && let Some((identity, command)) = read_moving(&directory)?
             {
                 refuse_other(&directory, &command, &self.command)?;
+                // Whoever made it may have died before its name was on storage.
+                directory.sync()?;
                 return Ok(Some(identity));
             }
         }

@@ -224,6 +224,12 @@ impl Striping {
         })
     }
 
+    /// The place of an address, and the offset in its file.
+    pub(crate) fn find(&self, area: Area, address: u64) -> (usize, u64) {
+        let piece = self.first_piece(area, address, 1);
+        (piece.place, piece.file_offset)
+    }
+
     /// As much of a range as lies in its first chunk.
     fn first_piece(&self, area: Area, address: u64, len_bytes: u64) -> Piece {
         let offset = address.saturating_sub(DATA_START_BYTES);

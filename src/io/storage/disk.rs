@@ -91,7 +91,7 @@ fn refuse(kind: FileKind) -> Result<(), Errno> {
 impl Storage for DiskStorage {
     fn identify(&self, path: &CStr) -> Option<(FileIdentity, u64)> {
         let status = sys::stat_identity(path).ok()?;
-        Some((status.identity.into(), status.len_bytes))
+        Some((status.identity, status.len_bytes))
     }
 
     fn open(&self, path: &CStr, access: Access) -> Result<OpenedFile, Errno> {
@@ -139,7 +139,7 @@ impl Storage for DiskStorage {
         };
         Ok(OpenedFile {
             handle: Arc::new(FileHandle::Disk(file)),
-            identity: status.identity.into(),
+            identity: status.identity,
             len_bytes: status.len_bytes,
             writable,
             direct: alignment.is_some(),

@@ -13,26 +13,7 @@ use std::sync::Arc;
 
 use memory::MemoryFile;
 
-use crate::sys;
-
-/// An errno.
-pub(crate) type Errno = i32;
-
-/// What makes a file the same file, however its path is spelled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct FileIdentity {
-    pub(crate) device: u64,
-    pub(crate) inode: u64,
-}
-
-impl From<sys::FileIdentity> for FileIdentity {
-    fn from(identity: sys::FileIdentity) -> FileIdentity {
-        FileIdentity {
-            device: identity.device,
-            inode: identity.inode,
-        }
-    }
-}
+pub(crate) use crate::sys::{Errno, FileIdentity};
 
 /// What transfers need of an open file.
 #[derive(Debug)]
