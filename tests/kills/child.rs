@@ -42,14 +42,14 @@ pub(crate) fn doing(what: &str) {
     println!("{DOING} {what}");
 }
 
-/// Lets a child do `test` until it has said `awaited` lines for which `counts`, and kills it at some
-/// moment soon after; all that it said.
+/// Lets a child do `test` until it has said `awaited` lines for which `counts`, then as long as `wait`
+/// takes, and kills it; all that it said.
 pub(crate) fn run_and_kill(
     test: &str,
     (place, how): (&Path, &str),
     random: &mut Random,
     (counts, awaited): (&dyn Fn(&str) -> bool, usize),
-    delay_max: Duration,
+    wait: &mut dyn FnMut(),
 ) -> Vec<String> {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args([test, "--exact", "--nocapture"])
@@ -65,14 +65,19 @@ pub(crate) fn run_and_kill(
     while said.iter().filter(|line: &&String| counts(line)).count() < awaited {
         said.push(lines.next().expect("the child met an error"));
     }
-    let delay_us = random.below(delay_max.as_micros() as usize);
-    std::thread::sleep(Duration::from_micros(delay_us as u64));
+    wait();
     let ended = child.try_wait().unwrap();
     assert_eq!(ended, None, "the child met an error");
     child.kill().unwrap();
     child.wait().unwrap();
     said.extend(lines);
     said
+}
+
+/// Waits for any time up to a bound.
+pub(crate) fn wait_below(max: Duration, random: &mut Random) {
+    let delay_us = random.below(max.as_micros() as usize);
+    std::thread::sleep(Duration::from_micros(delay_us as u64));
 }
 
 /// How many kills fell into what. What is done beside the rest is counted by itself.

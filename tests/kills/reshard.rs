@@ -9,7 +9,7 @@ use serde_json::Value;
 use tensorswap::optimizer::Optimizer;
 use tensorswap::snapshot::{ReshardOptions, Resharding, Snapshot};
 
-use crate::child::{Kills, Task, doing, run_and_kill};
+use crate::child::{Kills, Task, doing, run_and_kill, wait_below};
 use crate::support::*;
 use crate::training::*;
 
@@ -125,12 +125,13 @@ fn a_kill_while_snapshots_are_cut_anew_leaves_all_of_them_or_none() {
     let mut random = Random(5);
     let (mut kills, mut whole_count) = (Kills::default(), 0);
     for _ in 0..KILLS * scale() {
+        let mut chance = Random(random.next());
         let said = run_and_kill(
             "reshard::child",
             (place.path(), ""),
             &mut random,
             (&|line| line.starts_with("doing "), 1),
-            DELAY_MAX,
+            &mut || wait_below(DELAY_MAX, &mut chance),
         );
         kills.note(&said);
         let left = fs::read_dir(place.path()).unwrap();

@@ -6,14 +6,14 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tensorswap::base::dtype::Dtype;
 use tensorswap::base::error::Status;
 use tensorswap::io::Tensor;
 use tensorswap::optimizer::{Optimizer, ParameterView};
 
-use crate::child::{Kills, Task, doing, run_and_kill};
+use crate::child::{Kills, Task, doing, run_and_kill, wait_below};
 use crate::support::*;
 use crate::training::*;
 
@@ -23,20 +23,21 @@ const NUMELS: [usize; 12] = [
 ];
 /// Kills of one way of syncing.
 const KILLS: u64 = 14;
-/// One in so many begins with nothing, and is killed soon.
-const FRESH: usize = 5;
-/// A child is killed so much later at most, after it has begun, or begun to commit some steps.
-const FRESH_DELAY_MAX: Duration = Duration::from_millis(50);
-const DELAY_MAX: Duration = Duration::from_millis(60);
+/// One in so many begins with nothing, and is killed soon; one in so many during a compaction, if
+/// there is one before long.
+const FRESH: usize = 4;
+const COMPACTED: usize = 10;
+const PATIENCE_MAX: Duration = Duration::from_millis(500);
+/// A child is killed so much later at most, after it has said what is awaited.
+const DELAYS_MAX: [Duration; 2] = [Duration::from_micros(500), Duration::from_millis(60)];
 
-/// What a child does, and what others of its threads do beside that.
+/// What a child does, and what others of its threads do beside that. Registering and
+/// aborts are over in no time, and hit by chance.
 const MAKING: &str = "making the store";
-const DOINGS: [&str; 8] = [
+const DOINGS: [&str; 6] = [
     MAKING,
-    "registering parameters",
     "initializing them",
     "in a step",
-    "aborting a step",
     "committing",
     COMPACTING,
     COPYING,
@@ -254,18 +255,31 @@ fn kill_often(sync: &str) {
     let (mut last, mut advanced) = (0, 0);
     for kill in 0..KILLS * scale() {
         let is_fresh = random.one_in(FRESH);
-        let (word, awaited, delay_max) = if is_fresh {
+        let (word, awaited) = if is_fresh {
             (place, last) = (directory(), 0);
-            ("doing ", 1, FRESH_DELAY_MAX)
+            ("doing ", 1 + random.below(3))
         } else {
-            ("begun ", random.below(4), DELAY_MAX)
+            ("begun ", random.below(4))
+        };
+        let awaits_compaction = !is_fresh && random.one_in(COMPACTED);
+        let mut chance = Random(random.next());
+        let mut wait = || {
+            let started = Instant::now();
+            while awaits_compaction
+                && !has_new_log(place.path())
+                && started.elapsed() < PATIENCE_MAX
+            {
+                std::thread::yield_now();
+            }
+            let is_close = awaits_compaction || chance.one_in(3);
+            wait_below(DELAYS_MAX[usize::from(!is_close)], &mut chance);
         };
         let said = run_and_kill(
             "train::child",
             (place.path(), sync),
             &mut random,
             (&|line| line.starts_with(word), awaited),
-            delay_max,
+            &mut wait,
         );
         let was_doing = kills.note(&said);
         if was_doing != MAKING && has_new_log(place.path()) {
