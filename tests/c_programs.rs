@@ -10,6 +10,7 @@ mod common;
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use common::programs::{self, Checked, Linked, build, checksum, run, succeeded};
 
@@ -38,18 +39,27 @@ fn arguments(program: &Path, checked: Checked) -> &'static [&'static str] {
     }
 }
 
-/// Builds and runs all programs in one way; all failures are told together.
+/// Builds and runs all programs in one way, several at once; all failures are told together.
 fn build_and_run_all(linked: Linked, checked: Checked) {
     let binaries = common::directory();
-    let mut failures = String::new();
-    for source in programs() {
-        let name = source.file_stem().unwrap().to_str().unwrap().to_owned();
-        let program = binaries.path().join(&name);
-        build(&source, &program, linked, checked);
-        let directory = common::directory();
-        let arguments = arguments(&source, checked);
-        failures += &programs::failure(&program, directory.path(), arguments);
-    }
+    let sources = Mutex::new(programs().into_iter());
+    let failures = Mutex::new(String::new());
+    let next = || sources.lock().unwrap().next();
+    let work = || {
+        while let Some(source) = next() {
+            let program = binaries.path().join(source.file_stem().unwrap());
+            build(&source, &program, linked, checked);
+            let directory = common::directory();
+            let arguments = arguments(&source, checked);
+            let failure = programs::failure(&program, directory.path(), arguments);
+            *failures.lock().unwrap() += &failure;
+        }
+    };
+    std::thread::scope(|scope| {
+        let workers = std::thread::available_parallelism().map_or(1, |count| count.get());
+        (0..workers).for_each(|_| _ = scope.spawn(work));
+    });
+    let failures = failures.into_inner().unwrap();
     assert!(failures.is_empty(), "{failures}");
 }
 
@@ -137,13 +147,13 @@ fn programs_with_the_static_library() {
 
 #[test]
 fn programs_with_the_shared_library_under_sanitizers() {
-    if !common::is_long("the shared library under sanitizers") {
-        return;
-    }
     sanitized(Linked::Shared);
 }
 
 #[test]
 fn programs_with_the_static_library_under_sanitizers() {
+    if !common::is_long("the static library under sanitizers") {
+        return;
+    }
     sanitized(Linked::Static);
 }

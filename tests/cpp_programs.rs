@@ -54,15 +54,13 @@ fn program(name: &str) -> PathBuf {
 
 #[test]
 fn the_header_compiles_in_every_way() {
-    let standards = ["c++17", "c++20"];
-    let is_long = common::is_long("the header with every compiler in every standard");
-    for (index, compiler) in compilers().into_iter().enumerate() {
-        let standards = if is_long {
-            &standards[..]
-        } else {
-            &standards[index..=index]
-        };
-        for standard in standards {
+    let (mut compilers, mut standards) = (compilers(), vec!["c++17", "c++20"]);
+    if !common::is_long("the header with every compiler in every standard") {
+        compilers.truncate(1);
+        standards.truncate(1);
+    }
+    for compiler in compilers {
+        for standard in &standards {
             let check = |name: &str, flags: &[&str]| {
                 let mut command = compile(compiler, standard, &program(name));
                 common::run(command.arg("-fsyntax-only").args(flags));
@@ -147,14 +145,12 @@ fn build_and_run(compiler: &str, standard: &str, linked: Linked, flags: &[&str])
 
 #[test]
 fn programs_run_with_every_compiler() {
-    for (compiler, linked) in compilers()
-        .into_iter()
-        .zip([Linked::Shared, Linked::Static])
-    {
-        let optimized: &[&str] = match common::is_long("C++ programs, optimized") {
-            true => &["-O2"],
-            false => &[],
-        };
+    let (mut compilers, mut optimized) = (compilers(), &["-O2"][..]);
+    if !common::is_long("C++ programs, optimized, with every compiler") {
+        compilers.truncate(1);
+        optimized = &[];
+    }
+    for (compiler, linked) in compilers.into_iter().zip([Linked::Shared, Linked::Static]) {
         build_and_run(compiler, "c++20", linked, optimized);
     }
 }

@@ -1,6 +1,7 @@
 //! A soak: engine, swapper and optimizer at random work for as long as `TSW_TEST_SECONDS` says (20
-//! minutes in `tests/long`), with a fixed seed. Nothing grows once it has warmed up: memory,
-//! descriptors, locked bytes, files; and every ticket that was given out has ended once.
+//! minutes in `tests/long`), with a fixed seed; snapshots are made, restored and removed, and the
+//! store is moved to other directories. Nothing grows once it has warmed up: memory, descriptors,
+//! locked bytes, files; and every ticket that was given out has ended once.
 #![allow(
     clippy::unwrap_used,
     clippy::cast_possible_truncation,
@@ -14,20 +15,24 @@ mod training;
 use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use support::*;
+use tensorswap::base::config::Directory;
 use tensorswap::base::dtype::Dtype;
 use tensorswap::base::error::Status;
 use tensorswap::io::{Engine, Ticket};
 use tensorswap::optimizer::Optimizer;
+use tensorswap::store::{RebalanceOptions, Rebalanced, rebalance};
 use tensorswap::swapper::Swapper;
 use training::*;
 
 const NUMELS: [usize; 8] = [1, 700, 1024, 5000, 20_001, 33_000, 3, 60_000];
 const FILES: usize = 12;
 const FILE_BYTES_MAX: usize = 300_000;
+/// The directories of the store, before it is moved and after it: names, and shares.
+const PLACES: [&[(&str, f64)]; 2] = [&[("a", 1.0)], &[("b", 2.0), ("c", 1.0)]];
 /// Files of requests, of the store and of gradients.
 const OPEN_FILES_MAX: u64 = 40;
 /// Threads that the kernel adds for a ring, as it sees fit.
@@ -116,6 +121,10 @@ struct Soak {
     /// What the files hold.
     files: Vec<Vec<u8>>,
     names: Vec<CString>,
+    /// Where the store is: in which of `PLACES`.
+    at: usize,
+    moves_count: u64,
+    snapshots_count: u64,
     tickets_count: u64,
     ended_count: u64,
 }
@@ -142,6 +151,9 @@ impl Soak {
             directory,
             engine,
             swapper,
+            at: 0,
+            moves_count: 0,
+            snapshots_count: 0,
             tickets_count: 0,
             ended_count: 0,
         };
@@ -158,16 +170,30 @@ impl Soak {
         self.optimizer.as_ref().unwrap()
     }
 
+    /// Where the store is when it is in these of `PLACES`.
+    fn places(&self, at: usize) -> Vec<Directory> {
+        let named = |(name, weight): &(&str, f64)| Directory {
+            path: self.directory.path().join(name),
+            weight: Some(*weight),
+        };
+        PLACES[at].iter().map(named).collect()
+    }
+
     fn open(&mut self) {
+        let places = self.places(self.at).into_iter();
+        let places =
+            places.map(|place| format!("{}={}", place.path.display(), place.weight.unwrap()));
+        let path = places.collect::<Vec<_>>().join(",");
         let cache = *self.random.pick(&["0", "200KiB", "1GiB"]);
         let gradients = *self.random.pick(&["memory", "disk"]);
         let settings = [
             ("cache_bytes", cache),
             ("gradients", gradients),
             ("sync", "none"),
+            ("path", path.as_str()),
         ];
-        let store = self.directory.path().join("store");
-        self.optimizer = Some(open(&self.engine, &store, &settings, &self.model));
+        let directory = self.directory.path();
+        self.optimizer = Some(open(&self.engine, directory, &settings, &self.model));
     }
 
     /// Several requests under way at once, some of them withdrawn; each ends once.
@@ -268,20 +294,66 @@ impl Soak {
         self.optimizer = Some(optimizer);
     }
 
-    /// The store is opened again: at the last commit.
+    /// A snapshot of the last commit is made beside training, or withdrawn; restored; removed.
+    fn snapshot(&mut self) {
+        let directory = self.directory.path().join("snapshot");
+        let committed = self.committed.clone();
+        let ticket = self.optimizer().snapshot(&directory).unwrap();
+        self.tickets_count += 1;
+        for _ in 0..self.random.below(3) {
+            self.train();
+        }
+        let is_withdrawn = self.random.one_in(3) && self.engine.cancel(ticket).is_ok();
+        let ended = wait(&self.engine, ticket).outcome;
+        self.ended_count += 1;
+        if let Err(error) = ended {
+            assert!(is_withdrawn, "{error}");
+            assert_eq!(error.status(), Status::Cancelled);
+            assert!(!directory.exists());
+            return;
+        }
+        self.snapshots_count += 1;
+        let store = tempfile::tempdir_in(self.directory.path()).unwrap();
+        let types = &committed.types;
+        let restored = try_open(&self.engine, store.path(), &[], types).unwrap();
+        restored.restore(&directory).unwrap();
+        verify(&restored, &committed, "restored");
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    /// The store goes to its other directories; nobody has it open.
+    fn move_away(&mut self) {
+        let to = self.places(1 - self.at);
+        for place in &to {
+            std::fs::create_dir_all(&place.path).unwrap();
+        }
+        let from = self.places(self.at).into_iter();
+        let from: Vec<PathBuf> = from.map(|place| place.path).collect();
+        let options = RebalanceOptions { rank: 0, from, to };
+        let moved = rebalance(&config(&[]), &options, &mut |_, _| {}).unwrap();
+        assert!(matches!(moved, Rebalanced::Moved { .. }));
+        self.at = 1 - self.at;
+        self.moves_count += 1;
+    }
+
+    /// The store is opened again, maybe elsewhere: at the last commit.
     fn reopen(&mut self) {
         self.optimizer = None;
+        if self.random.one_in(2) {
+            self.move_away();
+        }
         self.model = self.committed.clone();
         self.open();
         verify(self.optimizer(), &self.model, "opened again");
     }
 
     fn round(&mut self) {
-        match self.random.below(12) {
+        match self.random.below(14) {
             0..=4 => self.requests(),
             5..=7 => self.staged(),
             8..=10 => self.train(),
-            _ if self.random.one_in(4) => self.reopen(),
+            11 if self.random.one_in(2) => self.reopen(),
+            12 if self.random.one_in(2) => self.snapshot(),
             _ => verify(self.optimizer(), &self.model, "looked at"),
         }
     }
@@ -325,7 +397,7 @@ fn nothing_grows_and_every_ticket_ends() {
         last = now;
     }
     println!(
-        "{rounds} rounds, {} tickets; warm {warm:?}, in the end {last:?}",
-        soak.tickets_count
+        "{rounds} rounds, {} tickets, {} snapshots, {} moves; warm {warm:?}, in the end {last:?}",
+        soak.tickets_count, soak.snapshots_count, soak.moves_count
     );
 }

@@ -75,6 +75,12 @@ impl Open {
         })?;
         Ok(seconds)
     }
+
+    /// Closes the store, and looks whether it holds what was trained.
+    fn verify(self) -> Result<()> {
+        drop((self.optimizer, self.engine));
+        self.training.verify()
+    }
 }
 
 /// Compares a snapshot with its checksums, past the page cache's memory.
@@ -138,24 +144,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         verify(&at("alone"))?;
         std::fs::remove_dir_all(at("alone"))?;
         for (row, seconds) in copies.iter_mut().zip([copied, seconds]) {
-            let depth = 0;
-            row.push(
-                Turn {
-                    seconds,
-                    bytes,
-                    depth,
-                },
-                seconds / copied,
-            );
+            row.push_whole(seconds, bytes, seconds / copied);
         }
     }
-    let Open {
-        training,
-        optimizer,
-        engine,
-    } = open;
-    drop((optimizer, engine));
-    training.verify()?;
+    open.verify()?;
     let gib = state_bytes(&shape) as f64 / GIB;
     let title = format!("Snapshots: {}, {gib:.2} GiB of state", shape.name);
     print(options, &title, "x without", &rows);
@@ -185,27 +177,13 @@ pub(crate) fn run_reflink(options: &Options) -> Result<()> {
         for _ in 0..options.common.rounds(5) {
             let directory = mount.point.join("snapshot");
             let seconds = open.snapshot(&directory)?;
-            let (bytes, depth) = (state_bytes(&shape) as f64, 0);
-            row.push(
-                Turn {
-                    seconds,
-                    bytes,
-                    depth,
-                },
-                seconds * 10.0 / gib,
-            );
+            let bytes = state_bytes(&shape) as f64;
+            row.push_whole(seconds, bytes, seconds * 10.0 / gib);
             verify(&directory)?;
             std::fs::remove_dir_all(&directory)?;
             open.steps(1)?;
         }
-        let Open {
-            training,
-            optimizer,
-            engine,
-        } = open;
-        drop((optimizer, engine));
-        training.verify()?;
-        drop(training);
+        open.verify()?;
         rows.push(row);
     }
     let title = format!(

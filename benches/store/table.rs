@@ -35,6 +35,17 @@ impl Row {
         self.turns.push(turn);
         self.ratios.push(ratio);
     }
+
+    /// Something that was done whole, and of whose operations nothing is known.
+    pub(crate) fn push_whole(&mut self, seconds: f64, bytes: f64, ratio: f64) {
+        let depth = 0;
+        let turn = Turn {
+            seconds,
+            bytes,
+            depth,
+        };
+        self.push(turn, ratio);
+    }
 }
 
 const NAME_WIDTH: usize = 44;
