@@ -22,6 +22,7 @@ use tensorswap::base::dtype::Dtype;
 use tensorswap::base::error::{Error, Status};
 use tensorswap::io::{Engine, FaultPlan, StoreCall, Witness};
 use tensorswap::optimizer::Optimizer;
+use tensorswap::sys::Recording;
 use training::*;
 
 /// Names a directory whose store another process is to open.
@@ -278,9 +279,10 @@ fn a_data_file_cut_short_is_never_read_as_data() {
     }
 }
 
-/// A store whose witness can make its calls fail.
+/// A store whose witness can make its calls fail, and what it does to storage.
 struct Watched {
     directory: tempfile::TempDir,
+    disk: Recording,
     witness: Arc<Witness>,
     optimizer: Optimizer,
     model: Model,
@@ -289,6 +291,7 @@ struct Watched {
 impl Watched {
     fn new(settings: &[(&str, &str)], plan: FaultPlan) -> Watched {
         let directory = directory();
+        let disk = Recording::of(directory.path()).unwrap();
         let witness = Arc::new(Witness::new());
         let engine_config = config(&[("block_bytes", "64KiB")]);
         let engine = Engine::with_witness(&engine_config, plan, Arc::clone(&witness)).unwrap();
@@ -297,6 +300,7 @@ impl Watched {
         initialize(&optimizer, &mut model, 1);
         Watched {
             directory,
+            disk,
             witness,
             optimizer,
             model,
@@ -474,7 +478,7 @@ fn failing_writes_are_told_by_the_step_and_an_abort_restores_all() {
     }
 }
 
-/// What was acknowledged when the witness had seen so many events.
+/// What was acknowledged when storage had changed so many times.
 struct Acknowledged {
     events_len: usize,
     step: u64,
@@ -489,7 +493,7 @@ fn survives_power_cuts(sync: &str, cache: &str) {
     let acknowledge = |store: &Watched, list: &mut Vec<Acknowledged>| {
         // In this order: what is durable now was so with these events.
         let stats = store.optimizer.stats();
-        let (step, events_len) = (stats.durable_step, store.witness.events_len());
+        let (step, events_len) = (stats.durable_step, store.disk.events_len());
         if stats.commits_count > 0 {
             list.push(Acknowledged { events_len, step });
         }
@@ -506,13 +510,14 @@ fn survives_power_cuts(sync: &str, cache: &str) {
     }
     store.optimizer.commit().unwrap();
     acknowledge(&store, &mut acknowledged);
-    let events_len = store.witness.events_len();
+    let events_len = store.disk.events_len();
     let Watched {
-        directory: before,
-        witness,
+        directory: _directory,
+        disk,
         optimizer,
         ..
     } = store;
+    disk.stop();
     drop(optimizer);
     let plain = engine(&[]);
     for cut in 0..40 * scale() {
@@ -522,9 +527,7 @@ fn survives_power_cuts(sync: &str, cache: &str) {
         };
         let seed = if cut % 8 < 2 { cut % 8 } else { random.next() };
         let after = directory();
-        witness
-            .power_cut(at, seed, before.path(), after.path())
-            .unwrap();
+        disk.power_cut(at, seed, after.path()).unwrap();
         let known = acknowledged.iter().filter(|known| known.events_len <= at);
         let last = known.map(|known| known.step).max();
         let optimizer = try_open(&plain, after.path(), &[], &F32)

@@ -63,7 +63,7 @@ impl Engine {
     /// `Config` for options that exclude each other; `Unsupported` where the demanded backend
     /// cannot be had; `NoMemory`.
     pub fn new(config: &Config) -> Result<Engine> {
-        Engine::start(config, None)
+        Engine::start(config, None, None)
     }
 
     /// Starts an engine on which faults strike, for tests.
@@ -71,20 +71,22 @@ impl Engine {
     /// # Errors
     /// As [`Engine::new`].
     pub fn with_faults(config: &Config, plan: FaultPlan) -> Result<Engine> {
-        Engine::start(config, Some((plan, None)))
+        Engine::start(config, Some(plan), None)
     }
 
-    /// Starts an engine on which faults strike, and that tells a witness what it writes, for
-    /// tests.
+    /// Starts an engine on which faults strike, as they do on the stores that use it, for tests.
     ///
     /// # Errors
     /// As [`Engine::new`].
     pub fn with_witness(config: &Config, plan: FaultPlan, witness: Arc<Witness>) -> Result<Engine> {
-        Engine::start(config, Some((plan, Some(witness))))
+        Engine::start(config, Some(plan), Some(witness))
     }
 
-    fn start(config: &Config, faults: Option<(FaultPlan, Option<Arc<Witness>>)>) -> Result<Engine> {
-        let witness = faults.as_ref().and_then(|(_, witness)| witness.clone());
+    fn start(
+        config: &Config,
+        faults: Option<FaultPlan>,
+        witness: Option<Arc<Witness>>,
+    ) -> Result<Engine> {
         let options = EngineOptions::from_config(config)?;
         let open_files_max = start::open_files_max(&options);
         let counters = Arc::new(Counters::default());

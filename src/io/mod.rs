@@ -14,7 +14,6 @@ mod driver;
 mod engine;
 mod metrics;
 mod planner;
-mod power_cut;
 mod request;
 mod start;
 mod stats;
@@ -33,8 +32,7 @@ pub(crate) use tensor::KEEP_LENGTH;
 pub use tensor::Tensor;
 pub use ticket::{Completion, Ticket};
 pub(crate) use waiting::Waiting;
-pub(crate) use witness::path_of;
-pub use witness::{Event, StoreCall, Witness};
+pub use witness::{StoreCall, Witness};
 
 pub(crate) use request::{
     Direction, Failure, Length, Outcome, Priority, Request, Segment, Sink, length_of, sort_list,

@@ -14,7 +14,6 @@ use super::driver::{BackendFacts, Driver, MakeBackend};
 use super::storage::Storage;
 use super::storage::disk::DiskStorage;
 use super::storage::memory::MemoryStorage;
-use super::witness::Witness;
 use crate::base::config::{BackendChoice, EngineOptions};
 use crate::base::error::{Error, Result, errno_name};
 use crate::base::observe::trace::Trace;
@@ -42,7 +41,7 @@ pub(super) fn open_files_max(options: &EngineOptions) -> usize {
 pub(super) fn driver(
     options: &EngineOptions,
     files_max: usize,
-    faults: Option<(FaultPlan, Option<Arc<Witness>>)>,
+    faults: Option<FaultPlan>,
     counters: Arc<Counters>,
     trace: Option<Arc<Trace>>,
 ) -> Result<(Driver, BackendFacts)> {
@@ -51,7 +50,7 @@ pub(super) fn driver(
         _ => Arc::new(DiskStorage::new(options.direct_io)),
     };
     let chosen = options.clone();
-    let Some((plan, witness)) = faults else {
+    let Some(plan) = faults else {
         let make: MakeBackend = Box::new(move || backend(&chosen));
         return Driver::start(options, files_max, storage, make, counters, trace);
     };
@@ -60,7 +59,7 @@ pub(super) fn driver(
     let make: MakeBackend = Box::new(move || {
         let (inner, facts) = backend(&chosen)?;
         Ok((
-            Box::new(FaultBackend::new(inner, plan, buffered, witness)) as Box<dyn Backend>,
+            Box::new(FaultBackend::new(inner, plan, buffered)) as Box<dyn Backend>,
             facts,
         ))
     });

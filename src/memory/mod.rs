@@ -32,6 +32,9 @@ pub mod pinned;
 pub mod range;
 pub mod registry;
 
+#[cfg(test)]
+mod buffer_tests;
+
 pub(crate) use block::Block;
 pub use buffer::{Buffer, BufferKind, RING_PIECE_BYTES, Reclaim, Reclaimed, ReleaseHook};
 pub use latch::Latch;

@@ -7,7 +7,7 @@
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use super::file::{Role, StoreFile};
 use crate::base::error::{Error, IoFailure, Result};
 use crate::base::observe::events;
 use crate::base::units::to_u64;
-use crate::io::{Event, StoreCall, Witness, path_of};
+use crate::io::{StoreCall, Witness};
 use crate::sys::{self, Errno, FileKind, WriteLife};
 
 const LOCK: &CStr = c"lock";
@@ -155,12 +155,7 @@ impl Directory {
         self.remove(name)?;
         let file = sys::open_at(self.directory.as_fd(), name, true)
             .map_err(|errno| self.failed("create", name, errno))?;
-        let path = self.path_of(name);
-        if let Some(witness) = &self.witness {
-            let path = path_of(&path);
-            witness.note_file(file.as_fd(), true, |file| Event::Create { file, path });
-        }
-        let file = StoreFile::new(file, path, role, self.witness.clone());
+        let file = StoreFile::new(file, self.path_of(name), role, self.witness.clone());
         file.hint(life_of(role));
         Ok(file)
     }
@@ -184,50 +179,36 @@ impl Directory {
     /// `Io`.
     pub(crate) fn remove(&self, name: &CStr) -> Result<()> {
         match sys::unlink_at(self.directory.as_fd(), name) {
-            Ok(()) => {
-                self.note(|| Event::Remove {
-                    path: path_of(&self.path_of(name)),
-                });
-                Ok(())
-            }
-            Err(libc::ENOENT) => Ok(()),
+            Ok(()) | Err(libc::ENOENT) => Ok(()),
             Err(errno) => Err(self.failed("remove", name, errno)),
         }
     }
 
-    /// Puts the new log in place of the log, in one step.
+    /// Makes a file with these bytes in place of any that has the name, in one step. It is on
+    /// storage, its name not yet.
     ///
     /// # Errors
     /// `Io`.
-    pub(crate) fn replace_log(&self, new: &mut StoreFile) -> Result<()> {
+    pub(crate) fn replace(&self, name: &CStr, bytes: &[u8]) -> Result<StoreFile> {
+        // What a killed process leaves under this name is removed when the store is opened.
+        let mut file = self.create(NEW_LOG, Role::NewLog)?;
+        file.write_at(bytes, 0)?;
+        file.sync()?;
         let failed = |errno| self.failed("rename", NEW_LOG, errno);
         self.strike(StoreCall::Rename).map_err(failed)?;
-        sys::rename_at(self.directory.as_fd(), NEW_LOG, LOG).map_err(failed)?;
-        let path = self.path_of(LOG);
-        self.note(|| Event::Rename {
-            from: path_of(new.path()),
-            to: path_of(&path),
-        });
-        new.renamed(path, Role::Log);
-        Ok(())
+        sys::rename_at(self.directory.as_fd(), NEW_LOG, name).map_err(failed)?;
+        file.renamed(self.path_of(name), Role::Log);
+        Ok(file)
     }
 
     /// Makes a file with these bytes, on storage. It appears whole or not at all.
     ///
     /// # Errors
     /// `Io`.
-    pub(crate) fn publish(&self, name: &CStr, bytes: &[u8]) -> Result<()> {
-        // What a killed process leaves under this name is removed when the store is opened.
-        let file = self.create(NEW_LOG, Role::NewLog)?;
-        file.write_at(bytes, 0)?;
-        file.sync()?;
-        sys::rename_at(self.directory.as_fd(), NEW_LOG, name)
-            .map_err(|errno| self.failed("rename", NEW_LOG, errno))?;
-        self.note(|| Event::Rename {
-            from: path_of(file.path()),
-            to: path_of(&self.path_of(name)),
-        });
-        self.sync()
+    pub(crate) fn publish(&self, name: &CStr, bytes: &[u8]) -> Result<StoreFile> {
+        let file = self.replace(name, bytes)?;
+        self.sync()?;
+        Ok(file)
     }
 
     /// Waits until the names in the directory are on storage. Never to be tried again after a
@@ -238,9 +219,6 @@ impl Directory {
     pub(crate) fn sync(&self) -> Result<()> {
         let failed = |errno| Error::io("sync", self.path.to_bytes(), None, errno, "");
         self.strike(StoreCall::SyncDirectory).map_err(failed)?;
-        self.note(|| Event::SyncDirectory {
-            path: path_of(&self.path),
-        });
         sys::sync(self.directory.as_fd()).map_err(failed)
     }
 
@@ -301,12 +279,6 @@ impl Directory {
         match &self.witness {
             Some(witness) => witness.strike(call),
             None => Ok(()),
-        }
-    }
-
-    fn note(&self, event: impl FnOnce() -> Event) {
-        if let Some(witness) = &self.witness {
-            witness.note(event());
         }
     }
 }
@@ -376,23 +348,24 @@ fn io_error(operation: &'static str, path: &Path, errno: Errno) -> Error {
 
 /// Makes a directory and those above it, each of them synced into the one that holds it.
 pub(crate) fn make_path(path: &Path) -> Result<(), Errno> {
-    let errno_of = |error: std::io::Error| error.raw_os_error().unwrap_or(libc::EIO);
+    let c_path = |path: &Path| c_path(path).map_err(|_| libc::EINVAL);
     let missing: Vec<&Path> = path
         .ancestors()
         .take_while(|path| !path.as_os_str().is_empty() && !path.exists())
         .collect();
     for directory in missing.into_iter().rev() {
-        match std::fs::DirBuilder::new().mode(0o700).create(directory) {
-            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                return Err(errno_of(error));
-            }
-            _ => {}
-        }
         let above = directory
             .parent()
             .filter(|path| !path.as_os_str().is_empty());
-        let above = std::fs::File::open(above.unwrap_or(Path::new("."))).map_err(errno_of)?;
-        sys::sync(above.as_fd())?;
+        let above = sys::open_directory(&c_path(above.unwrap_or(Path::new(".")))?)?;
+        // One that ends in `..` is there as soon as the one before is.
+        let Some(name) = directory.file_name() else {
+            continue;
+        };
+        match sys::make_directory_at(above.as_fd(), &c_path(Path::new(name))?) {
+            Ok(()) | Err(libc::EEXIST) => sys::sync(above.as_fd())?,
+            Err(errno) => return Err(errno),
+        }
     }
     Ok(())
 }

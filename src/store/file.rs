@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::base::error::{Error, IoFailure, Result};
 use crate::base::units::{to_u64, to_usize};
-use crate::io::{Event, FileIdentity, StoreCall, Witness};
+use crate::io::{FileIdentity, StoreCall, Witness};
 use crate::sys::{self, Errno, WriteLife};
 
 /// Which file it is.
@@ -102,12 +102,6 @@ impl StoreFile {
         }
     }
 
-    fn note(&self, event: impl FnOnce(u32) -> Event) {
-        if let Some(witness) = &self.witness {
-            witness.note_file(self.file.as_fd(), false, event);
-        }
-    }
-
     /// Its length.
     pub(crate) fn len_bytes(&self) -> Result<u64> {
         let status = sys::fstat(self.file.as_fd());
@@ -177,18 +171,12 @@ impl StoreFile {
         let mut done = 0;
         while done < bytes.len() {
             let offset = at + to_u64(done);
-            let more = match sys::write_at(self.file.as_fd(), &bytes[done..], offset) {
+            match sys::write_at(self.file.as_fd(), &bytes[done..], offset) {
                 // Nothing written and no reason told: never on a regular file.
                 Ok(0) => return Err(self.failed("write", Some(offset), libc::EIO)),
-                Ok(more) => more,
+                Ok(more) => done += more,
                 Err(errno) => return Err(self.failed("write", Some(offset), errno)),
-            };
-            self.note(|file| Event::Write {
-                file,
-                offset_bytes: offset,
-                bytes: bytes[done..done + more].to_vec(),
-            });
-            done += more;
+            }
         }
         refusal.map_err(|errno| self.failed("write", Some(at), errno))
     }
@@ -206,8 +194,6 @@ impl StoreFile {
         };
         let failed = |errno| self.failed("sync", None, errno);
         self.strike(call).map_err(failed)?;
-        // Noted before, so that what is written meanwhile does not count as synced.
-        self.note(|file| Event::Sync { file });
         sys::sync_data(self.file.as_fd()).map_err(failed)
     }
 
@@ -219,9 +205,7 @@ impl StoreFile {
         let failed = |errno| self.failed("truncate", Some(len_bytes), errno);
         self.strike(StoreCall::SetLength).map_err(failed)?;
         within_limit(len_bytes).map_err(failed)?;
-        sys::set_len(self.file.as_fd(), len_bytes).map_err(failed)?;
-        self.note(|file| Event::SetLength { file, len_bytes });
-        Ok(())
+        sys::set_len(self.file.as_fd(), len_bytes).map_err(failed)
     }
 
     /// Reserves space from `from` to `end` and makes the file at least that long.
@@ -231,12 +215,7 @@ impl StoreFile {
     pub(crate) fn allocate(&self, from: u64, end: u64) -> Result<(), Errno> {
         self.strike(StoreCall::Reserve)?;
         within_limit(end)?;
-        sys::allocate(self.file.as_fd(), from, end - from)?;
-        self.note(|file| Event::SetLength {
-            file,
-            len_bytes: end,
-        });
-        Ok(())
+        sys::allocate(self.file.as_fd(), from, end - from)
     }
 
     /// Reserves space up to `end` where that is possible; the length stays.

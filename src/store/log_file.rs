@@ -49,9 +49,7 @@ impl Log {
             sequence: 0,
         };
         let begun = begin(&header);
-        let mut file = write_new(directory, &begun.bytes)?;
-        directory.replace_log(&mut file)?;
-        directory.sync()?;
+        let file = directory.publish(LOG, &begun.bytes)?;
         Ok(Log::new(file, identity, 0, begun.position, begun.previous))
     }
 
@@ -198,11 +196,7 @@ impl Log {
     /// Puts a shorter log in place of this one. Where that fails the log stays as it is, and is
     /// left alone until it is twice as long.
     pub(crate) fn replace(&mut self, directory: &Directory, entries: EntryWriter) {
-        let new = write_new(directory, &entries.bytes).and_then(|mut file| {
-            directory.replace_log(&mut file)?;
-            Ok(file)
-        });
-        match new {
+        match directory.replace(LOG, &entries.bytes) {
             Ok(file) => self.file = file,
             Err(error) => {
                 events::log_not_compacted(&error.to_string());
@@ -242,13 +236,6 @@ fn begin(header: &LogHeader) -> EntryWriter {
     let mut entries = EntryWriter::new(header.identity, to_u64(bytes.len()), checksum);
     entries.bytes.extend_from_slice(&bytes);
     entries
-}
-
-fn write_new(directory: &Directory, bytes: &[u8]) -> Result<StoreFile> {
-    let file = directory.create(NEW_LOG, Role::NewLog)?;
-    file.write_at(bytes, 0)?;
-    file.sync()?;
-    Ok(file)
 }
 
 /// The error for a file that cannot be read.

@@ -72,7 +72,8 @@ pub(super) fn write_moving(
     identity: &Identity,
     command: &[u8],
 ) -> Result<()> {
-    directory.publish(MOVING, &[identity, command].concat())
+    let bytes = [identity, command].concat();
+    directory.publish(MOVING, &bytes).map(drop)
 }
 
 /// The identity of the store whose place a directory is; `None` where it has no `data`.

@@ -7,11 +7,12 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::store::Store;
-use super::store_tests::{config_of, open, open_places, state, version, witnessed};
+use super::store_tests::{engine, open, open_places, state, version, witnessed};
 use super::{DATA_SLOTS, SLOTS, Version};
 use crate::base::dtype::Dtype;
 use crate::io::tensor::KEEP_LENGTH;
-use crate::io::{Engine, Tensor, Witness};
+use crate::io::{Engine, Tensor};
+use crate::sys::{Event, Recording};
 
 /// What the store held after a commit.
 #[derive(Debug, Clone, PartialEq)]
@@ -92,7 +93,7 @@ fn write_versions(engine: &Engine, store: &Store, indices: &[u32]) -> Vec<(u32, 
 
 /// Opens what a power cut left, and checks that it is one of two commits, data and all.
 fn check_image(image: &Path, places: &[&str], commits: &[Snapshot], events_len: usize, seed: u64) {
-    let plain = Engine::new(&config_of("threads")).unwrap();
+    let plain = engine();
     let place = format!("{events_len} events, seed {seed}");
     let opened = open_places(&plain, image, places);
     let store = opened.unwrap_or_else(|error| panic!("{place}: {error}"));
@@ -152,25 +153,17 @@ fn check_image(image: &Path, places: &[&str], commits: &[Snapshot], events_len: 
     assert_eq!(again.step(), found.step + 1);
 }
 
-fn cut(
-    witness: &Witness,
-    root: &Path,
-    places: &[&str],
-    commits: &[Snapshot],
-    events_len: usize,
-    seed: u64,
-) {
+fn cut(disk: &Recording, places: &[&str], commits: &[Snapshot], events_len: usize, seed: u64) {
     let image = tempfile::tempdir().unwrap();
-    witness
-        .power_cut(events_len, seed, root, image.path())
-        .unwrap();
+    disk.power_cut(events_len, seed, image.path()).unwrap();
     check_image(image.path(), places, commits, events_len, seed);
 }
 
 #[test]
 fn a_power_cut_at_any_moment_leaves_the_last_commit_or_the_one_under_way() {
     let place = tempfile::tempdir().unwrap();
-    let (engine, witness) = witnessed();
+    let disk = Recording::of(place.path()).unwrap();
+    let engine = engine();
     let mut commits = Vec::new();
     let mut store = open(&engine, place.path()).unwrap();
     store.add_state(state("master")).unwrap();
@@ -194,14 +187,14 @@ fn a_power_cut_at_any_moment_leaves_the_last_commit_or_the_one_under_way() {
             .map(|index| index as u32)
             .collect();
         let changes = write_versions(&engine, &store, &indices);
-        let begun = witness.events_len();
+        let begun = disk.events_len();
         let user_data = vec![u8::try_from(step).unwrap(); 700];
         store.commit(step, &changes, Some(&user_data)).unwrap();
-        commits.push(snapshot(&store, (begun, witness.events_len())));
+        commits.push(snapshot(&store, (begun, disk.events_len())));
     }
-    for events_len in 0..=witness.events_len() {
+    for events_len in 0..=disk.events_len() {
         for seed in [0, 1, 2 + events_len as u64, 1 << 40 | events_len as u64] {
-            cut(&witness, place.path(), &["."], &commits, events_len, seed);
+            cut(&disk, &["."], &commits, events_len, seed);
         }
     }
 }
@@ -209,7 +202,8 @@ fn a_power_cut_at_any_moment_leaves_the_last_commit_or_the_one_under_way() {
 #[test]
 fn a_power_cut_of_several_drives_and_third_slots_leaves_one_commit_in_all_of_them() {
     let place = tempfile::tempdir().unwrap();
-    let (engine, witness) = witnessed();
+    let disk = Recording::of(place.path()).unwrap();
+    let engine = engine();
     let places = ["a=2", "b"];
     let mut commits = Vec::new();
     let mut store = open_places(&engine, place.path(), &places).unwrap();
@@ -236,20 +230,21 @@ fn a_power_cut_of_several_drives_and_third_slots_leaves_one_commit_in_all_of_the
             vec![1, 2]
         };
         let changes = write_versions(&engine, &store, &indices);
-        let begun = witness.events_len();
+        let begun = disk.events_len();
         store.commit(step, &changes, Some(b"data")).unwrap();
-        commits.push(snapshot(&store, (begun, witness.events_len())));
+        commits.push(snapshot(&store, (begun, disk.events_len())));
     }
-    for events_len in (0..=witness.events_len()).step_by(3) {
+    for events_len in (0..=disk.events_len()).step_by(3) {
         let seed = 3 + events_len as u64;
-        cut(&witness, place.path(), &places, &commits, events_len, seed);
+        cut(&disk, &places, &commits, events_len, seed);
     }
 }
 
 #[test]
 fn a_power_cut_while_the_log_is_replaced_loses_nothing() {
     let place = tempfile::tempdir().unwrap();
-    let (engine, witness) = witnessed();
+    let disk = Recording::of(place.path()).unwrap();
+    let engine = engine();
     let store = open(&engine, place.path()).unwrap();
     store.add_state(state("master")).unwrap();
     store.add_state(state("exp_avg")).unwrap();
@@ -257,21 +252,21 @@ fn a_power_cut_while_the_log_is_replaced_loses_nothing() {
     let mut commits: Vec<Snapshot> = Vec::new();
     for step in 1..=7_u64 {
         let changes = write_versions(&engine, &store, &[0]);
-        let begun = witness.events_len();
+        let begun = disk.events_len();
         let big = 1 << if step < 6 { 20 } else { 10 };
         let user_data = vec![u8::try_from(step).unwrap(); big];
         store.commit(step, &changes, Some(&user_data)).unwrap();
-        commits.push(snapshot(&store, (begun, witness.events_len())));
+        commits.push(snapshot(&store, (begun, disk.events_len())));
     }
-    let replaced = witness
+    let replaced = disk
         .events()
         .iter()
-        .rposition(|event| matches!(event, crate::io::Event::Rename { .. }))
+        .rposition(|event| matches!(event, Event::Rename { .. }))
         .unwrap();
     assert!(replaced > commits[2].events.1, "the log was not replaced");
-    for events_len in replaced - 6..=witness.events_len() {
+    for events_len in replaced - 6..=disk.events_len() {
         for seed in [0, 1, 77 + events_len as u64] {
-            cut(&witness, place.path(), &["."], &commits, events_len, seed);
+            cut(&disk, &["."], &commits, events_len, seed);
         }
     }
 }
@@ -279,6 +274,7 @@ fn a_power_cut_while_the_log_is_replaced_loses_nothing() {
 #[test]
 fn a_power_cut_after_a_failed_append_leaves_no_mixture_of_two_attempts() {
     let place = tempfile::tempdir().unwrap();
+    let disk = Recording::of(place.path()).unwrap();
     let (engine, witness) = witnessed();
     let store = open(&engine, place.path()).unwrap();
     store.add_state(state("master")).unwrap();
@@ -292,17 +288,17 @@ fn a_power_cut_after_a_failed_append_leaves_no_mixture_of_two_attempts() {
                 .add_record(step * 100 + id, Some(&"n".repeat(90)), 1)
                 .unwrap();
         }
-        let begun = witness.events_len();
+        let begun = disk.events_len();
         witness.fail(crate::io::StoreCall::AppendInPart, 0, 1, libc::ENOSPC);
         store
             .commit(90 + step, &changes, Some(&[9; 600]))
             .unwrap_err();
         store.commit(step, &changes, Some(&[7; 500])).unwrap();
-        commits.push(snapshot(&store, (begun, witness.events_len())));
+        commits.push(snapshot(&store, (begun, disk.events_len())));
     }
-    for events_len in commits[0].events.0..=witness.events_len() {
+    for events_len in commits[0].events.0..=disk.events_len() {
         for seed in [0, 1, 5 + events_len as u64, 1 << 33 | events_len as u64] {
-            cut(&witness, place.path(), &["."], &commits, events_len, seed);
+            cut(&disk, &["."], &commits, events_len, seed);
         }
     }
 }

@@ -1,5 +1,8 @@
 //! The store as the optimizer sees it.
 
+mod spare;
+mod weights;
+
 use std::ffi::{CStr, CString};
 use std::path::Path;
 use std::sync::Arc;
@@ -9,10 +12,9 @@ use super::directory::{DATA, Directory, LOG, NEW_LOG, SPARE, join, rank_path};
 use super::entry::Identity;
 use super::file::StoreFile;
 use super::log_file::{Log, open_log};
-use super::measure::{achieved_shares, is_far, shares_of};
 use super::moving::refuse_moving;
 use super::places::{Directories, PlaceFile, sync_all};
-use super::striping::{Area, Striping, weights_of};
+use super::striping::{Area, Striping};
 use super::table::{RecordIndex, StoredRecord, Table};
 use super::{Layout, StateSpec, Version};
 use crate::base::config::{OptimizerOptions, StoreMode};
@@ -20,6 +22,8 @@ use crate::base::error::{Error, Result};
 use crate::base::sync::{Mutex, lock};
 use crate::io::{Engine, FileIdentity};
 use crate::sys;
+use spare::open_spare;
+use weights::{choose_weights, has_weights};
 
 /// Names the stores that are kept in memory, which must not share a file of the backend's.
 static STORES_IN_MEMORY: AtomicU64 = AtomicU64::new(0);
@@ -213,27 +217,6 @@ impl Store {
         lock(&self.table).find(id)
     }
 
-    /// Before the first of some further records: deals what is registered from now on as the drives
-    /// have proved to be, where nobody gave weights, and they are far from what was measured.
-    ///
-    /// # Errors
-    /// `InvalidArgument` where there can be no further weights.
-    pub(crate) fn follow_drives(&self, engine: &Engine) -> Result<()> {
-        let Some(disk) = self.disk.as_ref().filter(|disk| disk.follows_drives) else {
-            return Ok(());
-        };
-        let _writer = lock(&disk.writer);
-        let mut table = lock(&self.table);
-        if disk.directories.len() == 1 || !table.is_settled() || table.records().is_empty() {
-            return Ok(());
-        }
-        let current = table.striping().weights().unwrap_or_default().to_vec();
-        match achieved_shares(engine, &disk.directories) {
-            Some(shares) if is_far(&current, &shares) => table.set_weights(&weights_of(&shares)),
-            _ => Ok(()),
-        }
-    }
-
     /// Registers a record and reserves its slots. It is part of the store from the next
     /// commit on; without one it is forgotten.
     ///
@@ -393,67 +376,12 @@ impl Store {
         }
         Ok(())
     }
-}
-
-impl Store {
-    /// Makes room for a third slot of every record, in the spare files.
-    ///
-    /// # Errors
-    /// `Io`: with `ENOSPC` it names the file, the bytes needed and those free; there are no third
-    /// slots then that were not there before.
-    pub(crate) fn add_spare(&self) -> Result<()> {
-        let Some(disk) = &self.disk else {
-            return Ok(());
-        };
-        let mut writer = lock(&disk.writer);
-        let table = lock(&self.table);
-        let (striping, end) = (Arc::clone(table.striping()), table.spare_end());
-        drop(table);
-        let is_new = writer.spare.is_empty();
-        let reached = (|| {
-            if is_new {
-                let identity = writer.log.identity();
-                writer.spare = disk.directories.create_files(Area::Spare, identity)?;
-                lock(&self.paths.identities).spare = identities_of(&writer.spare)?;
-            }
-            for (place, spare) in writer.spare.iter_mut().enumerate() {
-                spare.reach(striping.file_bytes(Area::Spare, place, end))?;
-            }
-            Ok(())
-        })();
-        if reached.is_err() && is_new {
-            writer.spare.clear();
-            // What stays of them is removed when the store is opened.
-            let _ = disk.directories.remove_spare();
-        }
-        reached
-    }
 
     /// What tells the store from every other one, and its first directory; `None` in memory.
     pub(super) fn on_disk(&self) -> Option<(Identity, &Directory)> {
         let disk = self.disk.as_ref()?;
         let identity = *lock(&disk.writer).log.identity();
         Some((identity, disk.directories.first()))
-    }
-
-    /// Whether there are third slots.
-    pub(crate) fn has_spare(&self) -> bool {
-        let disk = self.disk.as_ref();
-        disk.is_some_and(|disk| !lock(&disk.writer).spare.is_empty())
-    }
-
-    /// Takes third slots away, where no durable version lies in one. The caller knows that no other
-    /// version does.
-    pub(crate) fn remove_spare(&self) {
-        let Some(disk) = &self.disk else {
-            return;
-        };
-        let mut writer = lock(&disk.writer);
-        if lock(&self.table).spare_used_end().is_none() {
-            writer.spare.clear();
-            // What stays of them is removed when the store is opened.
-            let _ = disk.directories.remove_spare();
-        }
     }
 }
 
@@ -480,41 +408,4 @@ fn new_identity(path: &CStr) -> Result<Identity> {
     sys::fill_random(&mut identity)
         .map_err(|errno| Error::io("getrandom", path.to_bytes(), None, errno, ""))?;
     Ok(identity)
-}
-
-/// Opens the spare files where the durable version of a record lies in them, and removes what there
-/// is of them where none does.
-fn open_spare(directories: &Directories, log: &Log, table: &Table) -> Result<Vec<PlaceFile>> {
-    if table.spare_used_end().is_some() {
-        return directories.open_files(Area::Spare, log.identity(), table);
-    }
-    directories.remove_spare()?;
-    Ok(Vec::new())
-}
-
-fn has_weights(options: &OptimizerOptions) -> bool {
-    let mut places = options.directories.iter();
-    places.any(|place| place.weight.is_some())
-}
-
-/// Decides how further addresses are dealt to several places: as given, as before, or as measured.
-fn choose_weights(
-    engine: &Engine,
-    options: &OptimizerOptions,
-    directories: &Directories,
-    table: &mut Table,
-) -> Result<()> {
-    let shares: Vec<f64> = if has_weights(options) {
-        let given = options.directories.iter().map(|place| place.weight);
-        given.map(|weight| weight.unwrap_or(1.0)).collect()
-    } else if table.striping().weights().is_some() {
-        return Ok(());
-    } else {
-        shares_of(engine, directories)?
-    };
-    let weights = weights_of(&shares);
-    if table.striping().weights() != Some(&weights) {
-        table.set_weights(&weights)?;
-    }
-    Ok(())
 }

@@ -6,7 +6,7 @@
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
-use super::{Errno, checked, errno};
+use super::{Errno, checked, errno, recording, stat_at};
 
 /// Opens the directory at `path`, symbolic links followed; closed on `exec`.
 ///
@@ -63,10 +63,14 @@ fn file(parent: BorrowedFd<'_>, name: &CStr, bits: libc::c_int) -> Result<OwnedF
     // O_NONBLOCK: opening what turns out to be a FIFO must not wait for its other end.
     let bits = bits | libc::O_CLOEXEC | libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let mode: libc::c_uint = 0o600;
-    let parent = parent.as_raw_fd();
+    let may_create = bits & libc::O_CREAT != 0 && recording::is_on();
+    let is_new = may_create && stat_at(parent, name).is_err();
     // SAFETY: the name ends in NUL by its type; the mode is given, as `O_CREAT` demands; the
     // parent is open for the call.
-    let fd = checked(|| unsafe { libc::openat(parent, name.as_ptr(), bits, mode) })?;
+    let fd = checked(|| unsafe { libc::openat(parent.as_raw_fd(), name.as_ptr(), bits, mode) })?;
+    if is_new {
+        recording::created(parent, name);
+    }
     // SAFETY: the call returned a new descriptor that nothing else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -77,7 +81,9 @@ fn file(parent: BorrowedFd<'_>, name: &CStr, bits: libc::c_int) -> Result<OwnedF
 /// As `mkdirat(2)`: `EEXIST` where something has the name already.
 pub fn make_directory_at(parent: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
     // SAFETY: the name ends in NUL by its type; the parent is open for the call.
-    checked(|| unsafe { libc::mkdirat(parent.as_raw_fd(), name.as_ptr(), 0o700) }).map(drop)
+    checked(|| unsafe { libc::mkdirat(parent.as_raw_fd(), name.as_ptr(), 0o700) })?;
+    recording::created(parent, name);
+    Ok(())
 }
 
 /// Gives the file called `from` the name `to` in the same directory; what had that name goes, in
@@ -86,9 +92,7 @@ pub fn make_directory_at(parent: BorrowedFd<'_>, name: &CStr) -> Result<(), Errn
 /// # Errors
 /// As `renameat(2)`.
 pub fn rename_at(parent: BorrowedFd<'_>, from: &CStr, to: &CStr) -> Result<(), Errno> {
-    let parent = parent.as_raw_fd();
-    // SAFETY: the names end in NUL by their type; the parent is open for the call.
-    checked(|| unsafe { libc::renameat(parent, from.as_ptr(), parent, to.as_ptr()) }).map(drop)
+    move_at(parent, from, parent, to)
 }
 
 /// Gives what is called `from` in one directory the name `to` in another one, on the same file
@@ -102,7 +106,9 @@ pub fn move_at(
     target: BorrowedFd<'_>,
     to: &CStr,
 ) -> Result<(), Errno> {
-    move_with(parent, from, target, to, 0)
+    move_with(parent, from, target, to, 0)?;
+    recording::renamed((parent, from), (target, to));
+    Ok(())
 }
 
 /// Gives two things in two directories each other's name, in one step.
@@ -117,7 +123,9 @@ pub fn exchange_at(
     other_parent: BorrowedFd<'_>,
     other: &CStr,
 ) -> Result<(), Errno> {
-    move_with(parent, name, other_parent, other, libc::RENAME_EXCHANGE)
+    move_with(parent, name, other_parent, other, libc::RENAME_EXCHANGE)?;
+    recording::exchanged((parent, name), (other_parent, other));
+    Ok(())
 }
 
 fn move_with(
@@ -138,9 +146,7 @@ fn move_with(
 /// # Errors
 /// As `unlinkat(2)` with `AT_REMOVEDIR`: `ENOTEMPTY`; `ENOTDIR` where it is something else.
 pub fn remove_directory_at(parent: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
-    let (parent, flags) = (parent.as_raw_fd(), libc::AT_REMOVEDIR);
-    // SAFETY: the name ends in NUL by its type; the parent is open for the call.
-    checked(|| unsafe { libc::unlinkat(parent, name.as_ptr(), flags) }).map(drop)
+    unlink_with(parent, name, libc::AT_REMOVEDIR)
 }
 
 /// Takes the name `name` away from a file.
@@ -148,8 +154,15 @@ pub fn remove_directory_at(parent: BorrowedFd<'_>, name: &CStr) -> Result<(), Er
 /// # Errors
 /// As `unlinkat(2)`: `EISDIR` where it is a directory.
 pub fn unlink_at(parent: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
+    unlink_with(parent, name, 0)
+}
+
+fn unlink_with(parent: BorrowedFd<'_>, name: &CStr, flags: libc::c_int) -> Result<(), Errno> {
+    let status = recording::is_on().then(|| stat_at(parent, name).ok());
     // SAFETY: the name ends in NUL by its type; the parent is open for the call.
-    checked(|| unsafe { libc::unlinkat(parent.as_raw_fd(), name.as_ptr(), 0) }).map(drop)
+    checked(|| unsafe { libc::unlinkat(parent.as_raw_fd(), name.as_ptr(), flags) })?;
+    recording::removed(parent, name, status.flatten().map(|status| status.identity));
+    Ok(())
 }
 
 /// The names in a directory, without `.` and `..`, in no order.

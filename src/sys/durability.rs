@@ -3,7 +3,7 @@
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use super::{Errno, checked};
+use super::{Errno, checked, recording};
 
 /// Waits until a file or directory is on storage, with all that is known about it.
 ///
@@ -13,6 +13,7 @@ use super::{Errno, checked};
 /// # Errors
 /// As `fsync(2)`.
 pub fn sync(file: BorrowedFd<'_>) -> Result<(), Errno> {
+    recording::syncing(file);
     // SAFETY: the descriptor is open for the call; no memory is involved.
     checked(|| unsafe { libc::fsync(file.as_raw_fd()) }).map(drop)
 }
@@ -23,6 +24,7 @@ pub fn sync(file: BorrowedFd<'_>) -> Result<(), Errno> {
 /// # Errors
 /// As `fdatasync(2)`.
 pub fn sync_data(file: BorrowedFd<'_>) -> Result<(), Errno> {
+    recording::syncing(file);
     // SAFETY: the descriptor is open for the call; no memory is involved.
     checked(|| unsafe { libc::fdatasync(file.as_raw_fd()) }).map(drop)
 }

@@ -4,7 +4,7 @@ use std::ffi::CStr;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use super::{Errno, checked};
+use super::{Errno, checked, recording};
 use crate::memory::MemoryRange;
 
 /// What tells two files apart, whatever paths lead to them.
@@ -192,7 +192,9 @@ pub fn statx_dio(file: BorrowedFd<'_>) -> Result<Option<DioAlignment>, Errno> {
 pub fn set_len(file: BorrowedFd<'_>, len_bytes: u64) -> Result<(), Errno> {
     let len = offset_of(len_bytes)?;
     // SAFETY: the descriptor is open for the call; no memory is involved.
-    checked(|| unsafe { libc::ftruncate(file.as_raw_fd(), len) }).map(drop)
+    checked(|| unsafe { libc::ftruncate(file.as_raw_fd(), len) })?;
+    recording::resized(file);
+    Ok(())
 }
 
 /// Reserves blocks for a range of a file and extends the file over it (`fallocate`, mode 0).
@@ -203,7 +205,9 @@ pub fn set_len(file: BorrowedFd<'_>, len_bytes: u64) -> Result<(), Errno> {
 pub fn allocate(file: BorrowedFd<'_>, offset_bytes: u64, len_bytes: u64) -> Result<(), Errno> {
     let (offset, len) = (offset_of(offset_bytes)?, offset_of(len_bytes)?);
     // SAFETY: the descriptor is open for the call; no memory is involved.
-    checked(|| unsafe { libc::fallocate(file.as_raw_fd(), 0, offset, len) }).map(drop)
+    checked(|| unsafe { libc::fallocate(file.as_raw_fd(), 0, offset, len) })?;
+    recording::resized(file);
+    Ok(())
 }
 
 /// Reserves blocks for a range of a file and leaves its length as it is (`FALLOC_FL_KEEP_SIZE`).
@@ -242,8 +246,9 @@ pub fn clone_range(
     };
     // SAFETY: the request reads the one structure that it is given, which outlives the call; both
     // descriptors are open for it.
-    checked(|| unsafe { libc::ioctl(to.as_raw_fd(), libc::FICLONERANGE, &raw const range) })
-        .map(drop)
+    checked(|| unsafe { libc::ioctl(to.as_raw_fd(), libc::FICLONERANGE, &raw const range) })?;
+    recording::cloned(to, to_offset_bytes, len_bytes);
+    Ok(())
 }
 
 /// Turns direct I/O off for an open file, and for every duplicate of its descriptor.
@@ -297,7 +302,9 @@ pub fn pwrite(file: BorrowedFd<'_>, from: MemoryRange, offset_bytes: u64) -> Res
         )
     })?;
     // Not negative: `checked` saw to that.
-    usize::try_from(done).map_err(|_| libc::EIO)
+    let done_bytes = usize::try_from(done).map_err(|_| libc::EIO)?;
+    recording::written(file, from, done_bytes, offset_bytes);
+    Ok(done_bytes)
 }
 
 /// As [`pread`], into memory that is borrowed.

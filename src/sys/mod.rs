@@ -5,7 +5,8 @@
 //! an [`Error`](crate::base::error::Error) of it. What the kernel only tells through `/proc` and
 //! `/sys` is read here as well.
 //!
-//! Never logs, never decides, never starts a thread, keeps no state but the count of forks.
+//! Never logs, never decides, never starts a thread, keeps no state but the count of forks, and in
+//! tests the [recordings](Recording) of what it did to storage.
 //! Every function runs on the thread of its caller, and may be called from any.
 //!
 //! INVARIANT: a call that a signal interrupted before it did anything is repeated here, a bounded
@@ -20,7 +21,9 @@ mod event;
 mod file;
 mod hint;
 mod mapping;
+mod power_cut;
 mod process;
+mod recording;
 
 pub use available::memory_available_bytes;
 pub use directory::{
@@ -42,6 +45,8 @@ pub use process::{
     block_signals, file_limit, file_size_limit_bytes, fill_random, fork_generation, forked_since,
     kernel_release, memlock_limit_bytes, page_size_bytes,
 };
+pub(crate) use recording::written;
+pub use recording::{Event, Name, Recording};
 
 /// The number by which the kernel names a failure.
 pub type Errno = i32;

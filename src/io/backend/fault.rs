@@ -4,7 +4,6 @@
 //! after a part was moved really move that part; delays hold completions back for some calls of
 //! `drive`; held completions come out in a random order.
 
-use std::collections::HashMap;
 use std::ffi::CStr;
 use std::sync::Arc;
 
@@ -12,7 +11,6 @@ use super::{Backend, Reaped, Transfer, Wake};
 use crate::base::sync::{Mutex, lock};
 use crate::io::request::Direction;
 use crate::io::storage::{Access, Errno, FileHandle, FileIdentity, OpenedFile, Storage};
-use crate::io::witness::Witness;
 use crate::memory::MemoryRange;
 
 /// Transfers are cut short at multiples of this, as a disk would.
@@ -98,9 +96,6 @@ pub(crate) struct FaultBackend {
     held: Vec<Held>,
     scratch: Vec<Reaped>,
     buffered: Arc<BufferedFiles>,
-    witness: Option<Arc<Witness>>,
-    /// Writes of which the witness is to be told.
-    witnessed: HashMap<u64, Transfer>,
 }
 
 impl FaultBackend {
@@ -108,7 +103,6 @@ impl FaultBackend {
         inner: Box<dyn Backend>,
         plan: FaultPlan,
         buffered: Arc<BufferedFiles>,
-        witness: Option<Arc<Witness>>,
     ) -> FaultBackend {
         FaultBackend {
             inner,
@@ -119,8 +113,6 @@ impl FaultBackend {
             held: Vec::new(),
             scratch: Vec::new(),
             buffered,
-            witness,
-            witnessed: HashMap::new(),
         }
     }
 
@@ -135,9 +127,6 @@ impl FaultBackend {
 
     fn pass(&mut self, key: u64, transfer: Transfer) {
         self.inner_in_flight += 1;
-        if self.witness.is_some() && transfer.direction == Direction::Out {
-            self.witnessed.insert(key, transfer.clone());
-        }
         self.inner.submit(key, transfer);
     }
 
@@ -205,13 +194,6 @@ impl Backend for FaultBackend {
         self.inner.drive(wait, &mut arrived)?;
         for mut each in arrived.drain(..) {
             self.inner_in_flight -= 1;
-            if let (Some(witness), Some(transfer), Ok(done_bytes)) =
-                (&self.witness, self.witnessed.remove(&each.key), each.result)
-            {
-                // The driver has not been told yet, so the memory is still the transfer's.
-                let (file, offset) = (&transfer.file, transfer.file_offset);
-                witness.note_transfer(file, offset, transfer.memory, done_bytes);
-            }
             if let Some(at) = self.replaced.iter().position(|(key, _)| *key == each.key) {
                 each.result = Err(self.replaced.swap_remove(at).1);
             }

@@ -45,8 +45,8 @@ pub(crate) struct UringBackend {
     event: Arc<EventDescriptor>,
     /// Where the kernel writes the event counter.
     event_value: Box<u64>,
-    /// Files stay open until their transfers are reaped; as many as there ever were in flight.
-    files: Vec<Option<Arc<FileHandle>>>,
+    /// What is in flight, whose files stay open; as long as it ever was.
+    transfers: Vec<Option<Transfer>>,
     in_flight: usize,
     wake_armed: bool,
     registers: bool,
@@ -76,7 +76,7 @@ impl UringBackend {
             ring,
             event: Arc::new(EventDescriptor(event)),
             event_value: Box::new(0),
-            files: Vec::new(),
+            transfers: Vec::new(),
             in_flight: 0,
             wake_armed: false,
             registers,
@@ -93,7 +93,7 @@ impl UringBackend {
         loop {
             // SAFETY: the entry's memory and descriptor stay valid until its completion is reaped:
             // transfers by the contract of `Transfer` (kept by the driver, which releases a
-            // buffer only after reaping) and by `files`; the event counter by `event_value`,
+            // buffer only after reaping) and by `transfers`; the event counter by `event_value`,
             // which `drop` outlasts.
             if unsafe { self.ring.submission().push(entry) }.is_ok() {
                 return;
@@ -126,10 +126,19 @@ impl UringBackend {
             }
             self.in_flight -= 1;
             let key = entry.user_data();
-            if let Some(file) = self.files.get_mut(slot_of(key)) {
-                *file = None;
-            }
+            let transfer = self.transfers.get_mut(slot_of(key)).and_then(Option::take);
             let result = usize::try_from(entry.result()).map_err(|_| -entry.result());
+            if let (Some(transfer), Ok(done_bytes)) = (transfer, result)
+                && let (Direction::Out, FileHandle::Disk(file)) =
+                    (transfer.direction, &*transfer.file)
+            {
+                sys::written(
+                    file.as_fd(),
+                    transfer.memory,
+                    done_bytes,
+                    transfer.file_offset,
+                );
+            }
             reaped.push(Reaped { key, result });
         }
     }
@@ -194,10 +203,10 @@ impl Backend for UringBackend {
                 .build(),
         };
         let slot = slot_of(key);
-        if slot >= self.files.len() {
-            self.files.resize(slot + 1, None);
+        if slot >= self.transfers.len() {
+            self.transfers.resize(slot + 1, None);
         }
-        self.files[slot] = Some(transfer.file);
+        self.transfers[slot] = Some(transfer);
         self.in_flight += 1;
         self.push(&entry.user_data(key));
     }
