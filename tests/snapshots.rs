@@ -320,6 +320,116 @@ fn without_space_for_third_slots_steps_wait_for_the_copy() {
     }
 }
 
+/// A run of some steps, and its snapshot `s`.
+fn with_snapshot() -> Run {
+    let mut run = Run::new(engine(&[]), &F32, &[]);
+    run.step();
+    run.step();
+    run.optimizer.commit().unwrap();
+    let ticket = run.snapshot("s").unwrap();
+    run.end(ticket).unwrap();
+    run
+}
+
+#[test]
+fn a_snapshot_comes_back_with_room_for_one_record_or_for_all() {
+    let run = with_snapshot();
+    let mut narrow = run.model.clone();
+    narrow.types = BF16_MOMENTS.to_vec();
+    for record in narrow.records.values_mut() {
+        for state in &mut record.states[1..] {
+            *state = rounded(state, Dtype::Bf16);
+        }
+    }
+    let all = [
+        ("pinned_bytes", "64000000"),
+        ("pinned_bytes", "4096"),
+        ("pinned_bytes", "4096"),
+        ("read_ahead", "1"),
+        ("pipeline_read", "false"),
+        ("checksum", "off"),
+    ];
+    let models = [&run.model, &narrow].into_iter().cycle();
+    for (setting, model) in all.into_iter().zip(models) {
+        let store = directory();
+        let optimizer = try_open(&run.engine, store.path(), &[setting], &model.types).unwrap();
+        optimizer.restore(&run.path("s")).unwrap();
+        drop(optimizer);
+        let again = open(&run.engine, store.path(), &[], model);
+        verify(&again, model, &format!("{setting:?}"));
+    }
+    // A store in memory takes it from storage too.
+    let memory = engine(&[("backend", "memory")]);
+    let optimizer = try_open(&memory, &run.path("none"), &[], &F32).unwrap();
+    optimizer.restore(&run.path("s")).unwrap();
+    same(&optimizer, &run.model);
+}
+
+/// After a restore that failed: no read is under way, and the parameters can be given other values,
+/// which storage has then.
+fn goes_on(engine: &Engine, optimizer: Optimizer, store: &Path, run: &Run) {
+    assert_eq!(engine.stats().swap_in.in_flight_count, 0);
+    let mut model = Model::new(&F32);
+    for id in run.model.records.keys() {
+        model.add(*id, run.model.records[id].numel);
+    }
+    initialize(&optimizer, &mut model, 99);
+    optimizer.commit().unwrap();
+    drop(optimizer);
+    same(&open(&run.engine, store, &[], &model), &model);
+}
+
+#[test]
+fn a_restore_that_fails_while_later_records_are_read_leaves_no_read_under_way() {
+    let run = with_snapshot();
+    let delays = FaultPlan {
+        delay_per_mille: 500,
+        ..FaultPlan::default()
+    };
+    let mut failed = 0;
+    for seed in 0..6 * scale() {
+        let plan = FaultPlan {
+            seed,
+            eio_per_mille: 20,
+            ..delays
+        };
+        let faulty = Engine::with_faults(&config(&[]), plan).unwrap();
+        let store = directory();
+        let optimizer = try_open(&faulty, store.path(), &[], &F32).unwrap();
+        match optimizer.restore(&run.path("s")) {
+            Ok(()) => {
+                drop(optimizer);
+                same(
+                    &open(&run.engine, store.path(), &[], &run.model),
+                    &run.model,
+                );
+            }
+            Err(error) => {
+                assert_eq!(error.status(), Status::Io, "{error}");
+                goes_on(&faulty, optimizer, store.path(), &run);
+                failed += 1;
+            }
+        }
+    }
+    assert!(failed > 0);
+
+    // A wrong checksum in the third record; those behind it are being read when it is found.
+    let before = NUMELS[..2].iter().map(|numel| 3 * numel * 4 + 3 * 4096);
+    let at = before.sum::<usize>() as u64 + 100_000;
+    let data = fs::File::options().write(true).open(run.path("s/data"));
+    data.unwrap().write_all_at(&[0x55; 8], at).unwrap();
+    for pinned_bytes in ["4096", "64000000"] {
+        let delayed = Engine::with_faults(&config(&[]), delays).unwrap();
+        let store = directory();
+        let settings = [("pinned_bytes", pinned_bytes)];
+        let optimizer = try_open(&delayed, store.path(), &settings, &F32).unwrap();
+        let error = optimizer.restore(&run.path("s")).unwrap_err();
+        assert_eq!(error.status(), Status::Checksum, "{error}");
+        assert!(error.to_string().contains("parameter 12"), "{error}");
+        goes_on(&delayed, optimizer, store.path(), &run);
+    }
+}
+
 #[test]
 fn a_damaged_snapshot_is_never_restored() {
     let mut run = Run::new(engine(&[]), &F32, &[]);

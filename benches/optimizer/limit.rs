@@ -69,6 +69,21 @@ impl Limit {
         Ok(limit)
     }
 
+    /// Has what is written next go to space that is reserved and was never written, as in a new file.
+    #[allow(dead_code, reason = "one benchmark makes new stores")]
+    pub(crate) fn renew(&self) -> Result<()> {
+        let length = |bytes: usize| libc::off_t::try_from(bytes).map_err(Error::other);
+        let start = length((1 - self.slot) * self.slot_bytes)?;
+        for mode in [libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, 0] {
+            let (file, len) = (self.file.as_raw_fd(), length(self.slot_bytes)?);
+            // SAFETY: the descriptor is open for the call; no memory is involved.
+            if unsafe { libc::fallocate(file, mode, start, len) } != 0 {
+                return Err(Error::last_os_error());
+            }
+        }
+        Ok(())
+    }
+
     /// How long it takes to move so many bytes, reads and writes in turn.
     pub(crate) fn seconds(&mut self, read_bytes: usize, written_bytes: usize) -> Result<f64> {
         let slots = [self.slot, 1 - self.slot].map(|slot| slot * self.slot_bytes);

@@ -42,12 +42,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         "bare ring loop, reading",
         "restore to memory",
         "bare ring loop, reading and writing",
+        "bare ring loop, reading and writing a new file",
         "restore to the same drive",
     ];
     let mut rows = names.map(Row::new);
     for round in 0..options.common.rounds(5) {
-        let mut turns = [(0.0, 0); 4];
-        let mut order = [0, 1, 2, 3];
+        let mut turns = [(0.0, 0); 5];
+        let mut order = [0, 1, 2, 3, 4];
         if round % 2 == 1 {
             order.reverse();
         }
@@ -56,6 +57,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
                 0 => (limit.seconds(bytes, 0)?, 0),
                 1 => restore(&training, &at("snapshot"), &memory.path().join("store"))?,
                 2 => (limit.seconds(bytes, bytes)?, 0),
+                3 => {
+                    limit.renew()?;
+                    (limit.seconds(bytes, bytes)?, 0)
+                }
                 _ => restore(&training, &at("snapshot"), &at("store"))?,
             };
         }
@@ -63,7 +68,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             let (seconds, depth) = turns[place];
             // Bytes of the drive.
             let bytes = bytes as f64 * if place < 2 { 1.0 } else { 2.0 };
-            let ratio = turns[place / 2 * 2].0 / seconds;
+            // The file of what is restored is new.
+            let limit = [0, 0, 2, 2, 3][place];
+            let ratio = turns[limit].0 / seconds;
             row.push(
                 Turn {
                     seconds,

@@ -22,7 +22,7 @@ use crate::io::{Engine, Tensor};
 use crate::memory::MemoryRange;
 use crate::safetensors::{Entry, Export, Plan, Source};
 
-/// BOUND: records that an export reads ahead; how far it gets depends on the room that there is.
+/// BOUND: records that are read ahead between steps; how far that gets depends on the room there is.
 const AHEAD_MAX: usize = 64;
 
 impl Optimizer {
@@ -123,7 +123,7 @@ impl Optimizer {
 
     /// The engine for files that others are to read, or have written: with the memory backend, whose
     /// files are nobody else's, one for the purpose.
-    fn file_engine(&self) -> Result<Engine> {
+    pub(super) fn file_engine(&self) -> Result<Engine> {
         match self.shared.engine.is_in_memory() {
             true => Engine::new(&Config::new()),
             false => Ok(self.shared.engine.clone()),
@@ -296,14 +296,18 @@ fn find_tensor(
 }
 
 impl Core {
+    /// How many records are read ahead of the one that a caller is at.
+    pub(super) fn ahead_max(&self) -> usize {
+        match self.policy.pipeline_read {
+            true => self.policy.read_ahead.min(AHEAD_MAX),
+            false => 0,
+        }
+    }
+
     /// Starts to read what comes at and behind `position` in `order`, from `next` on, as far as there is
     /// room, and keeps it from being dropped; where to go on later.
     fn read_ahead(&mut self, order: &[u32], position: usize, mut next: usize) -> usize {
-        let bound = match self.policy.pipeline_read {
-            true => self.policy.read_ahead.min(AHEAD_MAX),
-            false => 0,
-        };
-        while next < order.len() && next - position <= bound {
+        while next < order.len() && next - position <= self.ahead_max() {
             let index = order[next];
             if self.record(index).residency == Residency::Cold && !self.start_read(index) {
                 break;

@@ -9,10 +9,11 @@ use std::ops::Range;
 use super::view::StateView;
 use crate::base::checksum::crc32c;
 use crate::base::config::Rounding;
+use crate::base::dtype::Dtype;
 use crate::base::error::{Error, Result};
 use crate::base::units::to_usize;
 use crate::memory::MemoryRange;
-use crate::memory::numbers::{Rounder, convert_in_place};
+use crate::memory::numbers::{Rounder, convert, convert_in_place};
 use crate::store::{Layout, STATES_MAX, Version, is_in};
 
 /// A record in memory.
@@ -84,10 +85,8 @@ impl Image<'_> {
         if !version.checked {
             return Ok(None);
         }
-        for state in 0..self.layout.states.len() {
-            if !version.is_zero(state)
-                && self.bytes(state)?.inspect(crc32c) != version.checksums[state]
-            {
+        for state in self.states_but(version.zero_states) {
+            if self.bytes(state)?.inspect(crc32c) != version.checksums[state] {
                 return Ok(Some(state));
             }
         }
@@ -141,26 +140,45 @@ impl Image<'_> {
         checked: bool,
     ) -> Result<Version> {
         let mut checksums = [0; STATES_MAX];
-        for (state, checksum) in checksums
-            .iter_mut()
-            .take(self.layout.states.len())
-            .enumerate()
-        {
-            if is_in(zero_states, state) {
-                continue;
-            }
-            let (bytes, padded) = (self.bytes(state)?, self.padded(state)?);
-            padded.zero(bytes.len(), padded.len() - bytes.len())?;
-            if checked {
-                *checksum = bytes.inspect(crc32c);
-            }
+        for state in self.states_but(zero_states).filter(|_| checked) {
+            checksums[state] = self.bytes(state)?.inspect(crc32c);
+        }
+        self.describe_with(before, zero_states, checked.then_some(checksums))
+    }
+
+    /// As [`describe`](Image::describe), with the checksums of all states, if there are any.
+    pub(super) fn describe_with(
+        &self,
+        before: Option<Version>,
+        zero_states: u8,
+        checksums: Option<[u32; STATES_MAX]>,
+    ) -> Result<Version> {
+        for state in self.states_but(zero_states) {
+            let (len, padded) = (self.bytes(state)?.len(), self.padded(state)?);
+            padded.zero(len, padded.len() - len)?;
         }
         Ok(Version {
             slot: 0,
             zero_states,
-            checked,
+            checked: checksums.is_some(),
             generation: before.map_or(0, |before| before.generation).wrapping_add(1),
-            checksums,
+            checksums: checksums.unwrap_or_default(),
         })
     }
+
+    fn states_but(&self, zero_states: u8) -> impl Iterator<Item = usize> + use<> {
+        (0..self.layout.states.len()).filter(move |state| !is_in(zero_states, *state))
+    }
+}
+
+/// Converts all of `from` into `into`.
+pub(super) fn convert_range(
+    from: MemoryRange,
+    from_dtype: Dtype,
+    into: MemoryRange,
+    to: Dtype,
+) -> Result<()> {
+    from.inspect(|source| {
+        into.update(|target| convert(source, from_dtype, target, to, Rounder::Nearest))
+    })
 }

@@ -1,25 +1,14 @@
 //! Where master parameters come from: memory, or pieces that were swapped out.
 
 use std::ffi::CStr;
-use std::sync::Arc;
 use std::time::Instant;
 
 use super::core::Core;
-use super::image::Image;
+use super::filling::{Origin, Recipe};
 use super::optimizer_swapper::Optimizer;
-use super::record::Residency;
-use crate::base::checksum::Checksum;
-use crate::base::config::ChecksumMode;
-use crate::base::dtype::Dtype;
 use crate::base::error::{Error, Result};
-use crate::base::sync::{MutexGuard, lock};
-use crate::base::units::{MIB, to_usize};
-use crate::io::{Engine, Tensor, Waiting};
-use crate::memory::numbers::{Rounder, convert, is_convertible};
-use crate::memory::{Buffer, MemoryRange};
-
-/// Pieces of files are read in parts of this size.
-const PART_BYTES: u64 = 8 * MIB;
+use crate::io::{Engine, Tensor};
+use crate::memory::numbers::is_convertible;
 
 /// One piece of a parameter: in memory, or, with `path`, in a raw file at the tensor's file offset.
 #[derive(Debug, Clone, Copy)]
@@ -78,7 +67,6 @@ impl Optimizer {
     /// As [`initialize_from_swapped`](Optimizer::initialize_from_swapped).
     pub(super) fn initialize(&self, pieces: &[Partition<'_>], engine: &Engine) -> Result<()> {
         let started = Instant::now();
-        let mut files = FileReader::new(engine);
         let mut core = self.settled_between_steps()?;
         let mut order: Vec<usize> = (0..pieces.len()).collect();
         order.sort_by_key(|at| (pieces[*at].parameter_id, pieces[*at].offset, *at));
@@ -89,197 +77,25 @@ impl Optimizer {
         core.check_alive()?;
         core.check_views()?;
         core = self.ensure_room_for_one(core)?;
+        let zero_states = core.layout.zero_but_master();
         drop(core);
-        let mut indices = Vec::new();
-        for run in order.chunk_by(same) {
-            let parts = run.iter().map(|at| &pieces[*at]);
-            let id = pieces[run[0]].parameter_id;
-            let zero_states = lock(&self.shared.core).layout.zero_but_master();
-            let fill = |image: &Image<'_>| fill_master(image, parts, &mut files);
-            indices.push(self.make_version(id, zero_states, fill)?);
-        }
-        for index in indices {
-            self.wait_written(index)?;
-        }
+        let recipes = order.chunk_by(same).map(|run| {
+            let origin = |at: &usize| Origin {
+                state: 0,
+                tensor: pieces[*at].tensor,
+                path: pieces[*at].path,
+            };
+            Recipe {
+                id: pieces[run[0]].parameter_id,
+                zero_states,
+                origins: run.iter().map(origin).collect(),
+            }
+        });
+        self.make_versions(engine, recipes, None)?;
         let elapsed = started.elapsed();
         self.shared.figures.swap_init_write.record(elapsed);
         Ok(())
     }
-
-    /// Makes a version of one record from nothing but what `fill` puts into the images of its
-    /// states, and lets it be written. Those in `zero_states` are all zeros, and left alone.
-    ///
-    /// # Errors
-    /// `UnknownParameter`; those of `fill`.
-    pub(super) fn make_version(
-        &self,
-        id: u64,
-        zero_states: u8,
-        fill: impl FnOnce(&Image<'_>) -> Result<()>,
-    ) -> Result<u32> {
-        let core = lock(&self.shared.core);
-        let index = core.find(id)?;
-        let (mut core, memory) = self.take_blank(core, index)?;
-        let layout = Arc::clone(&core.layout);
-        let numel = core.record(index).numel;
-        let before = core.record(index).newest();
-        drop(core);
-        let image = Image {
-            layout: &layout,
-            numel,
-            memory,
-        };
-        let checked = self.shared.options.checksum != ChecksumMode::Off;
-        let filled = fill(&image).and_then(|()| image.describe(before, zero_states, checked));
-        core = lock(&self.shared.core);
-        match filled {
-            Ok(version) => core.note_changed(index, version, true),
-            Err(error) => {
-                core.forget(index);
-                return Err(error);
-            }
-        }
-        drop(self.shared.pump(core));
-        Ok(index)
-    }
-
-    /// Takes room for a record whose content does not matter any more.
-    pub(super) fn take_blank<'a>(
-        &'a self,
-        mut core: MutexGuard<'a, Core>,
-        index: u32,
-    ) -> Result<(MutexGuard<'a, Core>, MemoryRange)> {
-        loop {
-            let record = core.record_mut(index);
-            let is_moving = matches!(record.residency, Residency::Reading | Residency::Writing);
-            // What only memory has must not get lost if the new values cannot be had.
-            let is_only_here = record.dirty && record.residency == Residency::Warm;
-            if is_only_here && !record.write_now {
-                record.write_now = true;
-                core.write_queue.push_back(index);
-                core = self.shared.pump(core);
-            } else if is_moving || is_only_here || record.in_commit {
-                core.tell_failed()?;
-                core = self.shared.wait_for(core, false);
-            } else {
-                break;
-            }
-        }
-        core.forget(index);
-        core.unreadable.remove(&index);
-        core = self.find_room(core, |core| core.take_room(index))?;
-        let memory = self.shared.memory_of(&core, index)?;
-        Ok((core, memory))
-    }
-}
-
-fn fill_master<'a>(
-    image: &Image<'_>,
-    pieces: impl Iterator<Item = &'a Partition<'a>>,
-    files: &mut FileReader<'_>,
-) -> Result<()> {
-    let master = image.layout.states[0].disk_dtype;
-    let bytes = image.bytes(0)?;
-    for piece in pieces {
-        let start = to_usize(piece.offset * master.size_bytes())?;
-        let len = to_usize(piece.tensor.numel * master.size_bytes())?;
-        let into = bytes
-            .slice(start, len)
-            .ok_or_else(|| Error::Internal("a piece lies outside of its state".to_owned()))?;
-        match piece.path {
-            None => convert_range(piece.tensor.memory, piece.tensor.dtype, into, master)?,
-            Some(path) => {
-                files.read(&piece.tensor, path, into, master)?;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Reads pieces from files, through memory that is used again.
-#[derive(Debug)]
-pub(super) struct FileReader<'a> {
-    engine: &'a Engine,
-    room: Option<Buffer>,
-    waiting: Arc<Waiting>,
-}
-
-impl FileReader<'_> {
-    pub(super) fn new(engine: &Engine) -> FileReader<'_> {
-        FileReader {
-            engine,
-            room: None,
-            waiting: Arc::default(),
-        }
-    }
-
-    /// Reads a piece from its file, part by part, and converts it; returns the checksum of what was
-    /// read.
-    pub(super) fn read(
-        &mut self,
-        piece: &Tensor,
-        path: &CStr,
-        into: MemoryRange,
-        into_dtype: Dtype,
-    ) -> Result<u32> {
-        let (from_size, into_size) = (piece.dtype.size_bytes(), into_dtype.size_bytes());
-        let part_numel = PART_BYTES / from_size;
-        let room = self.room(PART_BYTES.min(piece.numel * from_size))?;
-        let mut checksum = Checksum::new();
-        let mut done = 0;
-        while done < piece.numel {
-            let numel = part_numel.min(piece.numel - done);
-            let outside = || Error::Internal("a part lies outside of its piece".to_owned());
-            let memory = room
-                .slice(0, to_usize(numel * from_size)?)
-                .ok_or_else(outside)?;
-            let tensor = Tensor {
-                memory,
-                numel,
-                file_offset: piece.file_offset + done * from_size,
-                ..*piece
-            };
-            self.waiting.read(self.engine, &[tensor], &[path])?;
-            memory.inspect(|bytes| checksum.update(bytes));
-            let target = into
-                .slice(to_usize(done * into_size)?, to_usize(numel * into_size)?)
-                .ok_or_else(outside)?;
-            convert_range(memory, piece.dtype, target, into_dtype)?;
-            done += numel;
-        }
-        Ok(checksum.finish())
-    }
-
-    /// Reads a list as it is, into the memory of its tensors.
-    ///
-    /// # Errors
-    /// What kept it from being read.
-    pub(super) fn read_whole(&self, tensors: &[Tensor], paths: &[&CStr]) -> Result<()> {
-        self.waiting.read(self.engine, tensors, paths)
-    }
-
-    /// Memory of at least this length.
-    fn room(&mut self, len_bytes: u64) -> Result<MemoryRange> {
-        match &self.room {
-            Some(room) if room.len_bytes() >= len_bytes => Ok(room.range()),
-            _ => {
-                let room = self.engine.allocate_buffer(len_bytes.max(1))?;
-                Ok(self.room.insert(room).range())
-            }
-        }
-    }
-}
-
-/// Converts all of `from` into `into`.
-pub(super) fn convert_range(
-    from: MemoryRange,
-    from_dtype: Dtype,
-    into: MemoryRange,
-    to: Dtype,
-) -> Result<()> {
-    from.inspect(|source| {
-        into.update(|target| convert(source, from_dtype, target, to, Rounder::Nearest))
-    })
 }
 
 /// Whether pieces of one parameter, sorted by offset, can give it its values.

@@ -15,6 +15,7 @@ mod copying;
 mod core;
 mod exchange;
 mod figures;
+mod filling;
 mod footprint;
 mod gradient_calls;
 mod gradients;

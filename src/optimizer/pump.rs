@@ -45,8 +45,22 @@ impl Core {
         true
     }
 
-    /// Takes room for a record that is about to be written as a whole; false without room now.
-    pub(super) fn take_room(&mut self, index: u32) -> bool {
+    /// Whether what memory has of a record may go, now that its content does not matter any more.
+    pub(super) fn is_replaceable(&self, index: u32) -> bool {
+        let record = self.record(index);
+        let is_moving = matches!(record.residency, Residency::Reading | Residency::Writing);
+        // What only memory has must not get lost if the new values cannot be had.
+        let is_only_here = record.dirty && record.residency == Residency::Warm;
+        !(is_moving || is_only_here || record.in_commit)
+    }
+
+    /// Takes room for a record that is about to be made anew; false where that is to be waited for.
+    pub(super) fn take_blank(&mut self, index: u32) -> bool {
+        if !self.is_replaceable(index) {
+            return false;
+        }
+        self.forget(index);
+        self.unreadable.remove(&index);
         let taken = self.make_room(index);
         if taken {
             self.record_mut(index).residency = Residency::Out;

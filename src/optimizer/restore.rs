@@ -1,15 +1,13 @@
 //! Bringing back what a snapshot holds, into a new store.
 
-use std::ffi::CStr;
 use std::path::Path;
 
 use super::core::Core;
-use super::image::Image;
-use super::initialize::FileReader;
+use super::filling::{Origin, Recipe};
 use super::optimizer_swapper::Optimizer;
-use crate::base::checksum::crc32c;
 use crate::base::error::{Error, Result};
-use crate::io::{KEEP_LENGTH, Tensor};
+use crate::io::Tensor;
+use crate::memory::MemoryRange;
 use crate::memory::numbers::is_convertible;
 use crate::snapshot::{Snapshot, SnapshotParameter, StateImage};
 
@@ -51,17 +49,11 @@ impl Optimizer {
             let core = self.settled_between_steps()?;
             drop(self.ensure_room_for_one(core)?);
         }
-        let mut indices = Vec::new();
-        let mut files = FileReader::new(&self.shared.engine);
-        for (number, parameter) in manifest.parameters.iter().enumerate() {
-            let zero_states = zero_states_of(parameter, &sources);
-            let fill =
-                |image: &Image<'_>| fill_states(image, &snapshot, number, &sources, &mut files);
-            indices.push(self.make_version(parameter.id, zero_states, fill)?);
-        }
-        for index in indices {
-            self.wait_written(index)?;
-        }
+        let parameters = manifest.parameters.iter();
+        let recipes = parameters.map(|parameter| recipe_of(parameter, &snapshot, &sources));
+        let compare =
+            |number, state: usize, found| compare(&snapshot, number, sources[state], found);
+        self.make_versions(&self.file_engine()?, recipes, Some(&compare))?;
         let mut core = self.settled_between_steps()?;
         core.step_number = manifest.step;
         core.reversed = manifest.step % 2 == 1;
@@ -71,49 +63,36 @@ impl Optimizer {
     }
 }
 
-/// Reads all states of a parameter, at once where storage has them in the same types.
-fn fill_states(
-    image: &Image<'_>,
-    snapshot: &Snapshot,
-    number: usize,
+/// What the record of a parameter is made of.
+fn recipe_of<'a>(
+    parameter: &SnapshotParameter,
+    snapshot: &'a Snapshot,
     sources: &Sources,
-    files: &mut FileReader<'_>,
-) -> Result<()> {
-    let path = snapshot.data_path();
-    let parameter = &snapshot.manifest().parameters[number];
+) -> Recipe<'a> {
     let states = &snapshot.manifest().states;
-    let (mut tensors, mut same) = (Vec::new(), Vec::new());
+    let (mut zero_states, mut origins) = (0, Vec::new());
     for (state, source) in sources.iter().enumerate() {
-        let StateImage::At { offset_bytes, .. } = parameter.states[*source] else {
-            continue;
-        };
-        let (from, into) = (
-            states[*source].disk_dtype,
-            image.layout.states[state].disk_dtype,
-        );
-        let bytes = image.bytes(state)?;
-        let tensor = |memory, dtype| Tensor {
-            memory,
-            numel: parameter.numel,
-            dtype,
-            flags: KEEP_LENGTH,
-            file_offset: offset_bytes,
-            user_tag: 0,
-        };
-        if from == into {
-            tensors.push(tensor(bytes, from));
-            same.push((bytes, *source));
-        } else {
-            let found = files.read(&tensor(bytes, from), path, bytes, into)?;
-            compare(snapshot, number, *source, found)?;
+        match parameter.states[*source] {
+            StateImage::Zero => zero_states |= 1 << state,
+            StateImage::At { offset_bytes, .. } => origins.push(Origin {
+                state,
+                tensor: Tensor {
+                    memory: MemoryRange::EMPTY,
+                    numel: parameter.numel,
+                    dtype: states[*source].disk_dtype,
+                    flags: 0,
+                    file_offset: offset_bytes,
+                    user_tag: 0,
+                },
+                path: Some(snapshot.data_path()),
+            }),
         }
     }
-    let paths: Vec<&CStr> = vec![path; tensors.len()];
-    files.read_whole(&tensors, &paths)?;
-    for (bytes, source) in same {
-        compare(snapshot, number, source, bytes.inspect(crc32c))?;
+    Recipe {
+        id: parameter.id,
+        zero_states,
+        origins,
     }
-    Ok(())
 }
 
 /// Compares the checksum of a state that was read with the one that was recorded, if one was.
@@ -127,14 +106,6 @@ fn compare(snapshot: &Snapshot, number: usize, state: usize, found: u32) -> Resu
         }
         _ => Ok(()),
     }
-}
-
-/// A bit for each state of the store that is all zeros.
-fn zero_states_of(parameter: &SnapshotParameter, sources: &Sources) -> u8 {
-    let states = sources.iter().enumerate();
-    states
-        .filter(|(_, source)| parameter.states[**source] == StateImage::Zero)
-        .fold(0, |set, (state, _)| set | 1 << state)
 }
 
 /// Finds each state of the store among those of the snapshot.

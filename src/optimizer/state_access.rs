@@ -1,7 +1,7 @@
 //! Between steps: reading and writing single states, forgetting moments, committing, user data.
 
 use super::core::Core;
-use super::initialize::convert_range;
+use super::image::convert_range;
 use super::optimizer_swapper::Optimizer;
 use super::views::GiveBack;
 use crate::base::dtype::Dtype;

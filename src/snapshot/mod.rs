@@ -21,6 +21,8 @@ mod writer;
 #[cfg(test)]
 mod manifest_tests;
 #[cfg(test)]
+mod power_cut_tests;
+#[cfg(test)]
 mod reshard_tests;
 #[cfg(test)]
 mod snapshot_tests;

@@ -15,7 +15,7 @@ use crate::base::units::round_up;
 use crate::store::{BLOCK_BYTES, StateSpec};
 
 /// One parameter of one rank: its id, and the bytes of each state; empty for one that is zero.
-type Record = (u64, u64, Vec<Vec<u8>>);
+pub(super) type Record = (u64, u64, Vec<Vec<u8>>);
 
 fn place() -> tempfile::TempDir {
     tempfile::tempdir_in(".").unwrap()
@@ -89,7 +89,7 @@ fn ranks_in(directory: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-fn reshard(from: &Path, to: &Path, options: &ReshardOptions) -> Result<()> {
+pub(super) fn reshard(from: &Path, to: &Path, options: &ReshardOptions) -> Result<()> {
     let sources: Vec<Snapshot> = ranks_in(from)
         .iter()
         .map(|rank| Snapshot::open(rank).unwrap())
@@ -101,7 +101,7 @@ fn reshard(from: &Path, to: &Path, options: &ReshardOptions) -> Result<()> {
     Ok(())
 }
 
-fn to_ranks(ranks_count: u32) -> ReshardOptions {
+pub(super) fn to_ranks(ranks_count: u32) -> ReshardOptions {
     ReshardOptions {
         ranks_count,
         ..ReshardOptions::default()
@@ -122,7 +122,7 @@ fn joined(ranks: &[Vec<Record>], id: u64) -> Option<Vec<Vec<u8>>> {
 }
 
 /// Several ranks of a parameter of each size, cut as ZeRO cuts. Some states are zero.
-fn sharded(place: &Path, dtypes: &[Dtype], numels: &[u64], ranks: u64, seed: u64) {
+pub(super) fn sharded(place: &Path, dtypes: &[Dtype], numels: &[u64], ranks: u64, seed: u64) {
     let mut records = vec![Vec::new(); ranks as usize];
     for (id, numel) in (1_u64..).zip(numels) {
         let piece = numel.div_ceil(ranks);
@@ -155,7 +155,7 @@ fn sharded(place: &Path, dtypes: &[Dtype], numels: &[u64], ranks: u64, seed: u64
     }
 }
 
-fn all_in(directory: &Path) -> Vec<Vec<Record>> {
+pub(super) fn all_in(directory: &Path) -> Vec<Vec<Record>> {
     ranks_in(directory).iter().map(|rank| read(rank)).collect()
 }
 
