@@ -104,6 +104,57 @@ fn records_are_dealt_by_weight_and_come_back() {
 }
 
 #[test]
+fn a_directory_that_no_record_has_reached_is_not_taken_for_a_new_store() {
+    let engine = engine(&[]);
+    let directory = directory();
+    let all = places(&directory);
+    let [a, b, c] = [&all[0], &all[1], &all[2]];
+    let mut model = model(&[5, 1000]);
+    let path = list(&[a, b], &[100, 1]);
+    drop(trained(&engine, &path, &mut model));
+    let data = b.join("rank0/data");
+    let before = fs::read(&data).unwrap();
+    assert_eq!(before.len(), 65536, "only its header");
+    for wrong in [&[b][..], &[b, a], &[c, b], &[b, c]] {
+        let error = opened(&engine, &list(wrong, &[]), "auto").unwrap_err();
+        assert_eq!(error.status(), Status::Corrupt, "{wrong:?}: {error}");
+        assert!(error.to_string().contains("/b/rank0/data"), "{error}");
+        assert_eq!(fs::read(&data).unwrap(), before, "{wrong:?}");
+    }
+    let optimizer = open(&engine, "unused".as_ref(), &[("path", &path)], &model);
+    verify(&optimizer, &model, "the store itself");
+}
+
+#[test]
+fn a_store_that_was_begun_and_not_made_is_made_by_who_comes_next() {
+    let engine = engine(&[]);
+    let directory = directory();
+    let all = places(&directory);
+    let [a, b] = [&all[0], &all[1]];
+    let path = list(&[a, b], &[1, 1]);
+    drop(opened(&engine, &path, "new").unwrap());
+    for cut_bytes in [None, Some(0), Some(40), Some(4096), Some(65536)] {
+        fs::remove_file(a.join("rank0/log")).unwrap();
+        let data = b.join("rank0/data");
+        match cut_bytes {
+            None => fs::remove_file(data).unwrap(),
+            Some(bytes) => fs::File::options()
+                .write(true)
+                .open(data)
+                .unwrap()
+                .set_len(bytes)
+                .unwrap(),
+        }
+        let begun = opened(&engine, &path, "auto");
+        assert!(begun.is_ok(), "{cut_bytes:?}: {begun:?}");
+    }
+    let mut model = model(&[5, 2 * MIB]);
+    drop(trained(&engine, &path, &mut model));
+    let optimizer = open(&engine, "unused".as_ref(), &[("path", &path)], &model);
+    verify(&optimizer, &model, "the store made at last");
+}
+
+#[test]
 fn directories_that_are_not_as_they_were_are_refused_by_name() {
     let engine = engine(&[]);
     let directory = directory();

@@ -8,7 +8,7 @@ use std::ffi::{CStr, CString};
 use super::directory::{DATA, Directory, LOG, NEW_LOG, SPARE};
 use super::entry::Identity;
 use super::file::{Role, StoreFile};
-use super::header::{DATA_START_BYTES, PLACE_HEADER_BYTES, PlaceHeader};
+use super::header::{BadHeader, DATA_START_BYTES, PLACE_HEADER_BYTES, PlaceHeader};
 use super::log_file::error_of;
 use super::reservation::Reservation;
 use super::striping::{Area, PLACES_MAX};
@@ -17,6 +17,7 @@ use crate::base::config::{OptimizerOptions, StoreMode};
 use crate::base::error::{Error, IoFailure, Result};
 use crate::base::units::to_u64;
 use crate::io::Engine;
+use crate::sys;
 
 /// The directories of a store, locked, in their order.
 #[derive(Debug)]
@@ -96,34 +97,64 @@ impl Directories {
         Ok(())
     }
 
-    /// Makes the data files of a new store. There is no log in the first directory.
+    /// Makes the data files of a new store. There is no log in the first directory. What somebody
+    /// left who was stopped while he made the same store is made to its end; says whose it is.
     ///
     /// # Errors
-    /// `Corrupt` where there are records, or another store's log; `Io`.
-    pub(crate) fn create_data(&self, identity: &Identity) -> Result<Vec<PlaceFile>> {
+    /// `Corrupt` where there are records, or what belongs to another store; `Io`.
+    pub(crate) fn create_data(&self) -> Result<(Identity, Vec<PlaceFile>)> {
+        let mut identity = None;
         for (number, directory) in self.0.iter().enumerate() {
-            if let Some(data) = directory.open_file(DATA, Role::Data)?
-                && data.len_bytes()? > DATA_START_BYTES
-            {
-                // Records get space only after the log is there.
-                let detail = if number == 0 {
-                    "its log is gone; store=new gives up what it holds"
-                } else {
-                    "it belongs to another store, or to this one's in another order; store=new \
-                     gives up what it holds"
-                };
-                return Err(data.corrupt(0, detail));
-            }
-            if number > 0
-                && let Some(log) = directory.open_file(LOG, Role::Log)?
-            {
+            let begun = self.begun_data(number)?;
+            if number == 0 {
+                identity = begun.map(|(_, header)| header.identity);
+            } else if let Some(log) = directory.open_file(LOG, Role::Log)? {
                 return Err(log.corrupt(0, "it is another store's, whose first directory this is"));
+            } else if let Some((data, header)) = begun
+                && identity != Some(header.identity)
+            {
+                return Err(kept(&data, "it belongs to another store"));
             }
         }
-        self.create_files(Area::Data, identity)
+        let identity = match identity {
+            Some(identity) => identity,
+            None => new_identity(self.first().path())?,
+        };
+        Ok((identity, self.create_files(Area::Data, &identity)?))
     }
 
-    /// Makes a file for an area in each of the directories, with its header, on storage.
+    /// The data file of a place where there is no log, and how it begins: its store was begun and
+    /// never held anything, or no record has reached this place. `None` where there is no such file,
+    /// or it was cut off while it was made.
+    ///
+    /// # Errors
+    /// `Corrupt` where it holds records, or is at another place; `Unsupported`, `Io`.
+    fn begun_data(&self, number: usize) -> Result<Option<(StoreFile, PlaceHeader)>> {
+        let Some(data) = self.0[number].open_file(DATA, Role::Data)? else {
+            return Ok(None);
+        };
+        let bytes = data.read_up_to(to_u64(PLACE_HEADER_BYTES))?;
+        let header = match PlaceHeader::decode(Area::Data, &bytes) {
+            Ok(header) => Some(header),
+            Err(BadHeader::Damaged(_)) => None,
+            Err(later) => return Err(error_of(&data, later.into())),
+        };
+        if let Some(header) = header {
+            let (place, len) = (header.place as usize, header.places_len as usize);
+            if (place, len) != (number, self.0.len()) {
+                let why = format!("it is directory {} of {len} of a store", place + 1);
+                return Err(kept(&data, &why));
+            }
+        }
+        // Records get space only after the log is there.
+        if data.len_bytes()? > DATA_START_BYTES {
+            return Err(kept(&data, "its log is gone"));
+        }
+        Ok(header.map(|header| (data, header)))
+    }
+
+    /// Makes a file for an area in each of the directories, with its header, on storage. One that
+    /// is as it is to be stays.
     ///
     /// # Errors
     /// `Io`.
@@ -136,12 +167,16 @@ impl Directories {
                 place: number,
                 places_len: u32::try_from(self.0.len()).unwrap_or(u32::MAX),
             };
-            let file = directory.create(name_of(area), role_of(area))?;
+            let file = match directory.open_file(name_of(area), role_of(area))? {
+                Some(file) if is_blank(&file, &header)? => file,
+                _ => directory.create(name_of(area), role_of(area))?,
+            };
             file.write_at(&header.encode(), 0)?;
             file.set_len(DATA_START_BYTES)?;
             file.sync()?;
-            // The first directory is synced with the log in it.
-            if number > 0 || area == Area::Spare {
+            // One directory alone is synced with the log in it. Of several the first one is known
+            // to be this store's whenever another is.
+            if self.0.len() > 1 || area == Area::Spare {
                 directory.sync()?;
             }
             files.push(PlaceFile::new(file)?);
@@ -243,6 +278,25 @@ fn role_of(area: Area) -> Role {
     }
 }
 
+/// Whether a file has this header, and nothing behind it.
+fn is_blank(file: &StoreFile, header: &PlaceHeader) -> Result<bool> {
+    let bytes = file.read_up_to(to_u64(PLACE_HEADER_BYTES))?;
+    Ok(bytes == header.encode() && file.len_bytes()? == DATA_START_BYTES)
+}
+
+/// The error for a data file that is not written over.
+fn kept(data: &StoreFile, why: &str) -> Error {
+    let advice = "name a store's directories in their order; store=new gives up what they hold";
+    data.corrupt(0, format!("{why}; {advice}"))
+}
+
+fn new_identity(path: &CStr) -> Result<Identity> {
+    let mut identity: Identity = [0; 16];
+    sys::fill_random(&mut identity)
+        .map_err(|errno| Error::io("getrandom", path.to_bytes(), None, errno, ""))?;
+    Ok(identity)
+}
+
 /// The error for a log without one of its files.
 pub(crate) fn is_gone(path: &CStr) -> Error {
     Error::Corrupt(Box::new(IoFailure {
@@ -273,7 +327,10 @@ pub(crate) fn check_file(
     }
     if to_u64(header.places_len as usize) != to_u64(places_len) {
         let len = header.places_len;
-        let detail = format!("the store has {len} directories, and {places_len} were given");
+        let detail = format!(
+            "the store has {len} directories, and {places_len} were given: name all of them, in \
+             their order"
+        );
         return Err(file.corrupt(0, detail));
     }
     if header.place as usize != place {

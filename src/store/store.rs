@@ -21,7 +21,6 @@ use crate::base::config::{OptimizerOptions, StoreMode};
 use crate::base::error::{Error, Result};
 use crate::base::sync::{Mutex, lock};
 use crate::io::{Engine, FileIdentity};
-use crate::sys;
 use spare::open_spare;
 use weights::{choose_weights, has_weights};
 
@@ -132,8 +131,7 @@ impl Store {
                 (log, table, data, spare)
             }
             None if create => {
-                let identity = new_identity(first.path())?;
-                let data = directories.create_data(&identity)?;
+                let (identity, data) = directories.create_data()?;
                 let log = Log::create(first, identity)?;
                 (log, Table::default(), data, Vec::new())
             }
@@ -401,11 +399,4 @@ impl Store {
 fn not_found(path: &[u8]) -> Error {
     let detail = "store=existing, and there is no store";
     Error::io("open", path, None, libc::ENOENT, detail)
-}
-
-fn new_identity(path: &CStr) -> Result<Identity> {
-    let mut identity: Identity = [0; 16];
-    sys::fill_random(&mut identity)
-        .map_err(|errno| Error::io("getrandom", path.to_bytes(), None, errno, ""))?;
-    Ok(identity)
 }
