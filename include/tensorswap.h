@@ -44,7 +44,7 @@
  *     tsw_optimizer_add_state(optimizer, "exp_avg", TSW_F32, TSW_F32);
  *     tsw_optimizer_add_state(optimizer, "exp_avg_sq", TSW_F32, TSW_F32);
  *     tsw_optimizer_add_parameter(optimizer, 7, "layer0", 1000000);
- *     if (a new run) {
+ *     if (tsw_optimizer_step_number(optimizer) == 0) {   nothing was trained yet
  *         tsw_optimizer_initialize_parameters(optimizer, &id, &weights, 1);
  *         tsw_optimizer_commit(optimizer);                durable as step 0
  *     }                                                   else tsw_optimizer_step_number tells where
@@ -68,7 +68,7 @@
  * the same path until it is written again. Nothing is lost silently, nothing aborts, nothing prints.
  *
  * Outputs are set to NULL or zero first and written only on success. Structures that the library
- * fills in begin with struct_size: set it to sizeof the structure before every call.
+ * fills in begin with struct_size: set it to sizeof the structure first; calls leave it as it is.
  *
  * Ownership.
  *
@@ -932,7 +932,7 @@ typedef struct tsw_optimizer_stats {
 #define TSW_ERR_CANCELLED (-25)
 
 /**
- * Another process holds the lock.
+ * Another object, of this process or another one, holds the lock.
  */
 #define TSW_ERR_LOCKED (-26)
 
@@ -1614,20 +1614,26 @@ tsw_status tsw_swapper_get_timer(const tsw_swapper *swapper,
 /**
  * Open the store that the configuration names, or make one.
  *
- * The store is the directory `rank<N>` under the key `path`; key `store` tells whether one may be
- * made (new, which removes what was there), must be there (existing), or either (auto). Next call
- * `tsw_optimizer_add_state` for each state and `tsw_optimizer_add_parameter` for each parameter:
- * in a store that was there they attach to what is recorded. It opens at the last step that is
- * durable; `tsw_optimizer_step_number` tells which. With `backend` at memory nothing outlives the
- * engine. NULL takes the engine's configuration.
+ * The store is the directory `rank<N>` under the key `path`, N being the key `rank`. `path` names
+ * one directory or several, `/a,/b=2`: the same ones in the same order every time. A weight is 1
+ * where only others are given, and measured where none is. Key `store` tells whether a store may be
+ * made (new, which removes what was there), must be there (existing), or either (auto). To make one,
+ * directories that are missing are made, with those above them: a run that must go on is safer with
+ * existing, or a drive that is not mounted is a new store. The log says at level INFO which it was.
+ *
+ * Next call `tsw_optimizer_add_state` for each state and `tsw_optimizer_add_parameter` for each
+ * parameter: in a store that was there they attach to what is recorded. It opens at the last step
+ * that is durable; `tsw_optimizer_step_number` tells which. With `backend` at memory nothing outlives
+ * the engine. NULL takes the engine's configuration.
  *
  * Ownership: the optimizer is the caller's, to be freed by `tsw_optimizer_free`; it keeps what it
  * needs of the engine alive. The configuration is copied.
  * Threads: any.
  * Errors: CONFIG without a `path`; LOCKED where another optimizer, of this process or another one,
  * has the store open; NOT_FOUND where there is none and `store` is existing; CORRUPT where the
- * store is damaged; UNSUPPORTED for more than one directory; NO_SPACE, PERMISSION, IO; NO_MEMORY;
- * NULL_ARGUMENT. `*optimizer_out` is then NULL.
+ * store is damaged, or its directories are not all of its own in their order; UNSUPPORTED for a later
+ * version of the format; NO_SPACE, PERMISSION, IO; NO_MEMORY; NULL_ARGUMENT. `*optimizer_out` is then
+ * NULL.
  */
 tsw_status tsw_optimizer_new(tsw_engine *engine,
                              const tsw_config *config_or_null,
@@ -1764,7 +1770,7 @@ tsw_status tsw_optimizer_write_state(tsw_optimizer *optimizer,
                                      const tsw_tensor *source);
 
 /**
- * Say that a backward pass begins.
+ * Say that a backward pass begins. Optional.
  *
  * It clears nothing: with micro-batches several backward passes add up before a step.
  *
@@ -1774,12 +1780,12 @@ tsw_status tsw_optimizer_write_state(tsw_optimizer *optimizer,
 tsw_status tsw_optimizer_pre_backward(tsw_optimizer *optimizer);
 
 /**
- * Take regions of a parameter's gradient.
+ * Hand over regions of a parameter's gradient.
  *
  * `gradients[i]` is the region that begins `offsets[i]` elements into the parameter, any length at
  * any offset, f32, f16 or bf16, in any memory; its `file_offset` has no meaning. A region replaces
  * what was there, or with `TSW_TENSOR_ACCUMULATE` is added to it. They wait for the update in
- * memory or on storage (key `gradients`), and end at `tsw_optimizer_step_end`,
+ * memory, or where the key `gradients` says so on storage, and end at `tsw_optimizer_step_end`,
  * `tsw_optimizer_step_abort`, `tsw_optimizer_swap_out_state` of the parameter, or
  * `tsw_optimizer_discard_gradients`. With `count` 0 nothing happens.
  *
@@ -1988,7 +1994,8 @@ tsw_status tsw_optimizer_commit(tsw_optimizer *optimizer);
 /**
  * Tell how many parameters the store records; 0 for NULL.
  *
- * Those of earlier runs count, whether or not they were added in this one.
+ * Those of earlier runs count, whether or not they were added in this one: before the first
+ * `tsw_optimizer_add_parameter` it is 0 in a store where nothing was ever committed.
  *
  * Threads: any, concurrently. Errors: none.
  */
@@ -2047,11 +2054,12 @@ uint64_t tsw_optimizer_step_number(const tsw_optimizer *optimizer);
  * and directories, and verifiable by itself. `directory` must not exist, or be empty; those above it
  * are made. It appears there whole, by one rename, or not at all. This waits for a commit that is
  * under way, and returns then; the ticket is one of the engine's: wait for it, ask for its progress,
- * cancel it. Training goes on meanwhile: the copy has low priority, and what is written goes
- * elsewhere (the store's files grow by up to half while it lasts; without that space, steps wait for
- * the copy of what they are about to write over). Where the file system shares blocks between files
- * (btrfs, xfs) it takes moments and no space. With several ranks give each its own directory:
- * `snap/rank0`, `snap/rank1`, … as `tensorswap reshard` expects.
+ * cancel it. The progress counts bytes copied; only the ticket's end says that it is there. Training
+ * goes on meanwhile: the copy has low priority, and what is written goes elsewhere (the store's
+ * files grow by up to half while it lasts; without that space, steps wait for the copy of what they
+ * are about to write over). Where the file system shares blocks between files (btrfs, xfs) it takes
+ * moments and no space. With several ranks give each its own directory: `snap/rank0`, `snap/rank1`,
+ * … as `tensorswap reshard` expects.
  *
  * Ownership: the path is copied. `tsw_optimizer_free` cancels a snapshot; its ticket ends all the
  * same.
@@ -2071,10 +2079,10 @@ tsw_status tsw_optimizer_snapshot(tsw_optimizer *optimizer,
  * Bring a snapshot back, into a new store.
  *
  * Call it after `tsw_optimizer_add_state`, with the names of the snapshot's states; it registers the
- * parameters, verifies every byte, and commits, so that the store is then at the snapshot's step,
- * with its user data. Directories, pinned memory, rank, and the states' types in memory and on
- * storage may be others than those that it was made with; values that get a narrower type on
- * storage are rounded to the nearest.
+ * parameters, so that nothing is to be added afterwards, verifies every byte, and commits, so that
+ * the store is then at the snapshot's step, with its user data. Directories, pinned memory, rank,
+ * and the states' types in memory and on storage may be others than those that it was made with;
+ * values that get a narrower type on storage are rounded to the nearest.
  *
  * Threads: one at a time for each optimizer.
  * Errors: NOT_FOUND where there is no snapshot; CORRUPT where its manifest is damaged; CHECKSUM

@@ -786,7 +786,8 @@ public:
         const tsw_status code = wait_raw(TSW_WAIT_FOREVER, end);
         return detail::check(code, [&] { return end; });
     }
-    /// Wait for some time; nothing where it is not over then.
+    /// Wait for some time; nothing where it is not over then. Without exceptions the result is good
+    /// then too: look at its value.
     result<std::optional<completion>> wait_for(timeout longest)
     {
         completion end;

@@ -61,20 +61,26 @@ pub(super) fn flag(value: u32, argument: &str) -> Outcome<bool> {
 
 /// Open the store that the configuration names, or make one.
 ///
-/// The store is the directory `rank<N>` under the key `path`; key `store` tells whether one may be
-/// made (new, which removes what was there), must be there (existing), or either (auto). Next call
-/// `tsw_optimizer_add_state` for each state and `tsw_optimizer_add_parameter` for each parameter:
-/// in a store that was there they attach to what is recorded. It opens at the last step that is
-/// durable; `tsw_optimizer_step_number` tells which. With `backend` at memory nothing outlives the
-/// engine. NULL takes the engine's configuration.
+/// The store is the directory `rank<N>` under the key `path`, N being the key `rank`. `path` names
+/// one directory or several, `/a,/b=2`: the same ones in the same order every time. A weight is 1
+/// where only others are given, and measured where none is. Key `store` tells whether a store may be
+/// made (new, which removes what was there), must be there (existing), or either (auto). To make one,
+/// directories that are missing are made, with those above them: a run that must go on is safer with
+/// existing, or a drive that is not mounted is a new store. The log says at level INFO which it was.
+///
+/// Next call `tsw_optimizer_add_state` for each state and `tsw_optimizer_add_parameter` for each
+/// parameter: in a store that was there they attach to what is recorded. It opens at the last step
+/// that is durable; `tsw_optimizer_step_number` tells which. With `backend` at memory nothing outlives
+/// the engine. NULL takes the engine's configuration.
 ///
 /// Ownership: the optimizer is the caller's, to be freed by `tsw_optimizer_free`; it keeps what it
 /// needs of the engine alive. The configuration is copied.
 /// Threads: any.
 /// Errors: CONFIG without a `path`; LOCKED where another optimizer, of this process or another one,
 /// has the store open; NOT_FOUND where there is none and `store` is existing; CORRUPT where the
-/// store is damaged; UNSUPPORTED for more than one directory; NO_SPACE, PERMISSION, IO; NO_MEMORY;
-/// NULL_ARGUMENT. `*optimizer_out` is then NULL.
+/// store is damaged, or its directories are not all of its own in their order; UNSUPPORTED for a later
+/// version of the format; NO_SPACE, PERMISSION, IO; NO_MEMORY; NULL_ARGUMENT. `*optimizer_out` is then
+/// NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tsw_optimizer_new(
     engine: *mut tsw_engine,

@@ -14,7 +14,8 @@ const _: () = assert!(TSW_USER_DATA_BYTES_MAX as u64 == USER_DATA_BYTES_MAX);
 
 /// Tell how many parameters the store records; 0 for NULL.
 ///
-/// Those of earlier runs count, whether or not they were added in this one.
+/// Those of earlier runs count, whether or not they were added in this one: before the first
+/// `tsw_optimizer_add_parameter` it is 0 in a store where nothing was ever committed.
 ///
 /// Threads: any, concurrently. Errors: none.
 #[unsafe(no_mangle)]

@@ -7,7 +7,7 @@ use super::status::tsw_status;
 use super::tensor::tsw_tensor;
 use crate::optimizer::Optimizer;
 
-/// Say that a backward pass begins.
+/// Say that a backward pass begins. Optional.
 ///
 /// It clears nothing: with micro-batches several backward passes add up before a step.
 ///
@@ -19,12 +19,12 @@ pub unsafe extern "C" fn tsw_optimizer_pre_backward(optimizer: *mut tsw_optimize
     unsafe { run(optimizer, Optimizer::pre_backward) }
 }
 
-/// Take regions of a parameter's gradient.
+/// Hand over regions of a parameter's gradient.
 ///
 /// `gradients[i]` is the region that begins `offsets[i]` elements into the parameter, any length at
 /// any offset, f32, f16 or bf16, in any memory; its `file_offset` has no meaning. A region replaces
 /// what was there, or with `TSW_TENSOR_ACCUMULATE` is added to it. They wait for the update in
-/// memory or on storage (key `gradients`), and end at `tsw_optimizer_step_end`,
+/// memory, or where the key `gradients` says so on storage, and end at `tsw_optimizer_step_end`,
 /// `tsw_optimizer_step_abort`, `tsw_optimizer_swap_out_state` of the parameter, or
 /// `tsw_optimizer_discard_gradients`. With `count` 0 nothing happens.
 ///

@@ -14,11 +14,12 @@ use super::ticket::tsw_ticket;
 /// and directories, and verifiable by itself. `directory` must not exist, or be empty; those above it
 /// are made. It appears there whole, by one rename, or not at all. This waits for a commit that is
 /// under way, and returns then; the ticket is one of the engine's: wait for it, ask for its progress,
-/// cancel it. Training goes on meanwhile: the copy has low priority, and what is written goes
-/// elsewhere (the store's files grow by up to half while it lasts; without that space, steps wait for
-/// the copy of what they are about to write over). Where the file system shares blocks between files
-/// (btrfs, xfs) it takes moments and no space. With several ranks give each its own directory:
-/// `snap/rank0`, `snap/rank1`, … as `tensorswap reshard` expects.
+/// cancel it. The progress counts bytes copied; only the ticket's end says that it is there. Training
+/// goes on meanwhile: the copy has low priority, and what is written goes elsewhere (the store's
+/// files grow by up to half while it lasts; without that space, steps wait for the copy of what they
+/// are about to write over). Where the file system shares blocks between files (btrfs, xfs) it takes
+/// moments and no space. With several ranks give each its own directory: `snap/rank0`, `snap/rank1`,
+/// … as `tensorswap reshard` expects.
 ///
 /// Ownership: the path is copied. `tsw_optimizer_free` cancels a snapshot; its ticket ends all the
 /// same.
@@ -54,10 +55,10 @@ pub unsafe extern "C" fn tsw_optimizer_snapshot(
 /// Bring a snapshot back, into a new store.
 ///
 /// Call it after `tsw_optimizer_add_state`, with the names of the snapshot's states; it registers the
-/// parameters, verifies every byte, and commits, so that the store is then at the snapshot's step,
-/// with its user data. Directories, pinned memory, rank, and the states' types in memory and on
-/// storage may be others than those that it was made with; values that get a narrower type on
-/// storage are rounded to the nearest.
+/// parameters, so that nothing is to be added afterwards, verifies every byte, and commits, so that
+/// the store is then at the snapshot's step, with its user data. Directories, pinned memory, rank,
+/// and the states' types in memory and on storage may be others than those that it was made with;
+/// values that get a narrower type on storage are rounded to the nearest.
 ///
 /// Threads: one at a time for each optimizer.
 /// Errors: NOT_FOUND where there is no snapshot; CORRUPT where its manifest is damaged; CHECKSUM

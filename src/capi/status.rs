@@ -39,7 +39,7 @@ pub const TSW_ERR_POISONED: tsw_status = -23;
 pub const TSW_ERR_TIMED_OUT: tsw_status = -24;
 /// The operation was cancelled.
 pub const TSW_ERR_CANCELLED: tsw_status = -25;
-/// Another process holds the lock.
+/// Another object, of this process or another one, holds the lock.
 pub const TSW_ERR_LOCKED: tsw_status = -26;
 /// Storage failed; `tsw_last_error_os` tells the errno.
 pub const TSW_ERR_IO: tsw_status = -40;

@@ -84,7 +84,7 @@ impl Record {
             Residency::Reading => "is being read",
             Residency::Warm => "is in memory, and not swapped in",
             Residency::Writing => "is being written back",
-            Residency::Out => "is swapped in",
+            Residency::Out => "is swapped in, and to be given back first",
         }
     }
 }

@@ -42,12 +42,13 @@ impl Optimizer {
     /// records that are updated meanwhile take space for a third version, until the commits after
     /// it; without that space, steps wait for the copy of what they are about to write over.
     ///
-    /// # Errors `InvalidArgument` where nothing was committed, or for a path without a name at its
-    /// end; `Busy` while another snapshot is being made, and without a free ticket; `Io`: `EEXIST`
-    /// where something other than an empty directory has the name, `ENOSPC` naming the file and the
-    /// bytes needed; `Locked` where another process is making it. The ticket ends with `Checksum`
-    /// where a record is not what was written, with `Io`, or with `Cancelled`, also when the
-    /// optimizer is dropped.
+    /// # Errors
+    /// `InvalidArgument` where nothing was committed, or for a path without a name at its end;
+    /// `Busy` while another snapshot is being made, and without a free ticket; `Io`: `EEXIST` where
+    /// something other than an empty directory has the name, `ENOSPC` naming the file and the bytes
+    /// needed; `Locked` where another process is making it. The ticket ends with `Checksum` where a
+    /// record is not what was written, with `Io`, or with `Cancelled`, also when the optimizer is
+    /// dropped.
     pub fn snapshot(&self, directory: &Path) -> Result<Ticket> {
         let _desk = self.enter()?;
         let shared = &self.shared;
@@ -221,7 +222,9 @@ impl Shared {
 impl Core {
     fn check_no_snapshot(&self) -> Result<()> {
         match self.has_snapshot {
-            true => Err(Error::Busy("a snapshot is being made".to_owned())),
+            true => Err(Error::Busy(
+                "a snapshot is being made; wait for its ticket".to_owned(),
+            )),
             false => Ok(()),
         }
     }
@@ -259,7 +262,9 @@ impl Core {
 fn plan(shared: &Shared) -> Result<(Manifest, Vec<CopiedVersion>)> {
     let committed = shared.store.committed();
     if committed.records.is_empty() {
-        return Err(Error::invalid("nothing was committed yet"));
+        return Err(Error::invalid(
+            "nothing was committed yet that a snapshot could hold; commit first",
+        ));
     }
     let layout = &committed.layout;
     let mut pinned = Vec::new();

@@ -34,13 +34,13 @@ pub(super) struct PartialDirectory {
 impl PartialDirectory {
     /// Makes it, and the directories above it.
     ///
-    /// # Errors `Io`: `EEXIST` where something other than an empty directory is called `directory`;
-    /// `Locked` where somebody else is making it; `InvalidArgument` for a path that does not end in
-    /// a name.
+    /// # Errors
+    /// `Io`: `EEXIST` where something other than an empty directory is called `directory`; `Locked`
+    /// where somebody else is making it; `InvalidArgument` for a path that does not end in a name.
     pub(super) fn create(directory: &Path) -> Result<PartialDirectory> {
-        let name = directory.file_name().ok_or_else(|| {
-            Error::invalid(format!("{} does not end in a name", directory.display()))
-        })?;
+        let name = directory
+            .file_name()
+            .ok_or_else(|| Error::invalid(format!("{directory:?} does not end in a name")))?;
         let name = c_path(Path::new(name))?;
         let above = match directory.parent() {
             Some(above) if !above.as_os_str().is_empty() => above,
@@ -135,7 +135,11 @@ fn refuse_existing(parent: &OwnedFd, parent_path: &CStr, name: &CStr) -> Result<
         Err(errno) => errno,
     };
     let path = join(parent_path, name);
-    Err(Error::io("create", path.to_bytes(), None, errno, ""))
+    let detail = match errno {
+        libc::EEXIST => "something has that name; choose another one, or remove it",
+        _ => "",
+    };
+    Err(Error::io("create", path.to_bytes(), None, errno, detail))
 }
 
 /// Makes the directory and locks it; removes what a dead process left.

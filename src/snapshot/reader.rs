@@ -50,7 +50,13 @@ impl Snapshot {
     /// of the form; `NoMemory`.
     pub fn open(directory: &Path) -> Result<Snapshot> {
         let path = c_path(directory)?;
-        let failed = |errno| Error::io("open", path.to_bytes(), None, errno, "");
+        let failed = |errno| {
+            let detail = match errno {
+                libc::ENOENT => "there is no snapshot of that name",
+                _ => "",
+            };
+            Error::io("open", path.to_bytes(), None, errno, detail)
+        };
         Snapshot::open_in(&sys::open_directory(&path).map_err(failed)?, &path)
     }
 

@@ -19,6 +19,7 @@ use super::table::{RecordIndex, StoredRecord, Table};
 use super::{Layout, StateSpec, Version};
 use crate::base::config::{OptimizerOptions, StoreMode};
 use crate::base::error::{Error, Result};
+use crate::base::observe::events;
 use crate::base::sync::{Mutex, lock};
 use crate::io::{Engine, FileIdentity};
 use spare::open_spare;
@@ -121,7 +122,9 @@ impl Store {
             directories.remove_files()?;
         }
         let first = directories.first();
-        let (log, mut table, data, spare) = match open_log(first)? {
+        let opened = open_log(first)?;
+        let is_new = opened.is_none();
+        let (log, mut table, data, spare) = match opened {
             Some((log, table)) => {
                 let data = directories.open_files(Area::Data, log.identity(), &table)?;
                 let spare = open_spare(&directories, &log, &table)?;
@@ -144,6 +147,9 @@ impl Store {
             data: identities_of(&data)?,
             spare: identities_of(&spare)?,
         };
+        let (step, parameters) = (table.step, table.records().len());
+        let path = first.path().to_bytes();
+        events::store_opened(path, directories.len(), is_new, step, parameters);
         Ok(Store {
             table: Mutex::new(table),
             paths: Paths {

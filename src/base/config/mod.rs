@@ -186,14 +186,12 @@ impl Config {
 
 /// The error for a key that nobody knows, with the key that was probably meant.
 fn unknown_key(origin: &str, key: &str) -> Error {
-    let nearest = nearest::nearest(key, keys().iter().map(|known| known.name))
-        .and_then(keys::find)
-        .map(|known| format!("; the nearest is {} ({})", known.name, known.kind.legal()));
-    Error::Config(format!(
-        "{origin}: unknown key {}{}",
-        shown(key),
-        nearest.unwrap_or_default()
-    ))
+    let nearest = nearest::nearest(key, keys().iter().map(|known| known.name));
+    let advice = match nearest.and_then(keys::find) {
+        Some(known) => format!("the nearest is {} ({})", known.name, known.kind.legal()),
+        None => "config_keys lists those there are".to_owned(),
+    };
+    Error::Config(format!("{origin}: unknown key {}; {advice}", shown(key)))
 }
 
 #[cfg(test)]

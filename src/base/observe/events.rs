@@ -56,6 +56,18 @@ pub fn engine_started(backend: &str, reason: &str) {
     tracing::info!(name: "engine_started", target: IO, backend, reason, "engine started");
 }
 
+/// A store was made, or opened where it was.
+pub fn store_opened(path: &[u8], directories: usize, is_new: bool, step: u64, parameters: usize) {
+    let path = text_of(path);
+    if is_new {
+        tracing::info!(name: "store_made", target: STORE, path = &*path, directories,
+            "made a new store");
+    } else {
+        tracing::info!(name: "store_opened", target: STORE, path = &*path, directories, step,
+            parameters, "opened the store");
+    }
+}
+
 /// The driver thread met a defect, or its backend broke with `errno`.
 pub fn driver_died(errno: i32) {
     let errno = errno_name(errno);
