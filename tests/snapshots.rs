@@ -457,3 +457,27 @@ fn a_damaged_snapshot_is_never_restored() {
         assert_eq!(optimizer.parameters_len(), 0);
     }
 }
+
+#[test]
+fn files_are_closed_when_their_snapshot_or_store_is_done_with() {
+    let run = Run::new(engine(&[]), &F32, &[]);
+    let open_files = || {
+        run.engine.fence();
+        run.engine.stats().open_files_count
+    };
+    let own = open_files();
+    assert!(own > 0);
+    for round in 0..3 {
+        run.end(run.snapshot("made").unwrap()).unwrap();
+        assert_eq!(open_files(), own, "snapshot {round}");
+        let restored = run.restored("made", &F32, &[]);
+        assert!(open_files() > own);
+        drop(restored);
+        assert_eq!(open_files(), own, "store {round}");
+        fs::remove_dir_all(run.path("made")).unwrap();
+    }
+    let engine = run.engine.clone();
+    drop(run);
+    engine.fence();
+    assert_eq!(engine.stats().open_files_count, 0);
+}

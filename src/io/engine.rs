@@ -14,6 +14,7 @@ use super::driver::{self, BackendFacts, Driver};
 use super::metrics::Sources;
 use super::request::{Direction, Priority, Request, Sink};
 use super::start;
+use super::storage::FileIdentity;
 use super::tensor::Tensor;
 use super::ticket::{Completion, Ticket, Tickets};
 use super::witness::Witness;
@@ -182,6 +183,14 @@ impl Engine {
     pub fn fence(&self) {
         if self.check_waiting().is_ok() {
             self.core.driver.fence();
+        }
+    }
+
+    /// Closes a file, which stays open for reuse otherwise, and keeps its space when it is deleted.
+    /// For its owner, who has done with it; one that is in use stays open. Does not wait.
+    pub(crate) fn close_file(&self, file: FileIdentity) {
+        if self.check().is_ok() {
+            self.core.driver.close_file(file);
         }
     }
 

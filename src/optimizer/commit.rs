@@ -193,7 +193,9 @@ pub(super) fn run(shared: &Arc<Shared>) {
         };
         // Now, because no snapshot begins while a commit is under way.
         if done.is_ok() && shared.store.has_spare() && !lock(&shared.core).uses_spare() {
-            shared.store.remove_spare();
+            for file in shared.store.remove_spare() {
+                shared.engine.close_file(file);
+            }
         }
         shared.figures.note_commit(started, done.is_ok());
         shared.engine.trace_call("commit", started);

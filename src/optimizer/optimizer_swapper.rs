@@ -381,6 +381,9 @@ impl Drop for Optimizer {
         if let Some(error) = failed {
             events::write_error_unseen(&error.to_string());
         }
+        for file in self.shared.store.file_identities() {
+            self.shared.engine.close_file(file);
+        }
         // Views that are still out have gradients lent.
         lock(&self.shared.core).outs.clear();
         self.unlock.is_due = true;

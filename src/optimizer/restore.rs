@@ -53,7 +53,10 @@ impl Optimizer {
         let recipes = parameters.map(|parameter| recipe_of(parameter, &snapshot, &sources));
         let compare =
             |number, state: usize, found| compare(&snapshot, number, sources[state], found);
-        self.make_versions(&self.file_engine()?, recipes, Some(&compare))?;
+        let engine = self.file_engine()?;
+        let made = self.make_versions(&engine, recipes, Some(&compare));
+        engine.close_file(snapshot.data().identity()?);
+        made?;
         let mut core = self.settled_between_steps()?;
         core.step_number = manifest.step;
         core.reversed = manifest.step % 2 == 1;

@@ -232,7 +232,7 @@ fn a_power_cut_of_several_drives_and_third_slots_leaves_one_commit_in_all_of_the
                 store = open_places(&engine, place.path(), &places).unwrap();
             }
             // Every third slot has been left by now.
-            7 => store.remove_spare(),
+            7 => drop(store.remove_spare()),
             _ => {}
         }
         let indices: Vec<u32> = if step % 2 == 0 {

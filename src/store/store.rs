@@ -274,6 +274,12 @@ impl Store {
         files.get(place).copied()
     }
 
+    /// All its files in which records lie.
+    pub(crate) fn file_identities(&self) -> Vec<FileIdentity> {
+        let identities = lock(&self.paths.identities);
+        [identities.data.as_slice(), &identities.spare].concat()
+    }
+
     /// The file and the offset of an address.
     pub(crate) fn find_address(&self, area: Area, address: u64) -> (&CStr, u64) {
         let (place, offset) = self.striping().find(area, address);

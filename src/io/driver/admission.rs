@@ -11,7 +11,7 @@ use super::scheduler::Scheduler;
 use super::task::{Phase, Task};
 use crate::base::observe::events;
 use crate::io::request::{Direction, Length};
-use crate::io::storage::OpenedFile;
+use crate::io::storage::{FileIdentity, OpenedFile};
 
 impl Scheduler {
     /// Turns parts of requests into tasks and has their files resolved, as far as bounds allow.
@@ -172,6 +172,13 @@ impl Scheduler {
             }
         }
         closed
+    }
+
+    /// Closes a file that no task uses.
+    pub(super) fn close_file(&mut self, identity: FileIdentity) {
+        if let Some(handle) = self.files.close(identity) {
+            self.metadata.post(Job::Close { handle });
+        }
     }
 
     /// Tries again what found too many files open.

@@ -211,6 +211,20 @@ impl FileTable {
         let Some(key) = self.oldest_idle() else {
             return false;
         };
+        close(self.remove(key));
+        true
+    }
+
+    /// Takes out the file with this identity, to be closed, where it is idle.
+    pub(super) fn close(&mut self, identity: FileIdentity) -> Option<Arc<FileHandle>> {
+        let key = self.find(identity)?;
+        let since = self.files[key].idle_since;
+        let is_idle = since > 0 && is_idle(&self.files, key, since);
+        is_idle.then(|| self.remove(key))
+    }
+
+    /// Takes out an idle file.
+    fn remove(&mut self, key: usize) -> Arc<FileHandle> {
         let file = self.files.remove(key);
         if file.written_at > 0 {
             self.forgotten.push((file.identity, file.written_at));
@@ -223,8 +237,7 @@ impl FileTable {
             // it is written, which is the safe side.
             self.failed.insert(file.identity, file.failed);
         }
-        close(file.handle);
-        true
+        file.handle
     }
 
     /// Closes every idle file because storage is full: those that the caller deleted keep their

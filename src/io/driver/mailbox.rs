@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::super::backend::Wake;
 use super::super::request::Request;
-use super::super::storage::Errno;
+use super::super::storage::{Errno, FileIdentity};
 use super::metadata::Report;
 use crate::base::error::Result;
 use crate::base::sync::{Condvar, Mutex, lock};
@@ -29,6 +29,8 @@ pub(super) enum Command {
         reply: Sender<Result<(), Errno>>,
     },
     Reclaim(Reclaimed),
+    /// Closes a file that nobody uses now: its owner has done with it.
+    Close(FileIdentity),
     /// Answers when everything before it is done.
     Fence(Sender<()>),
     Stop,

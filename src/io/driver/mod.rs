@@ -34,7 +34,7 @@ use std::time::{Duration, Instant};
 use super::backend::{Backend, Reaped};
 use super::counters::Counters;
 use super::request::Request;
-use super::storage::{Errno, Storage};
+use super::storage::{Errno, FileIdentity, Storage};
 use crate::base::config::{DirectIo, EngineOptions};
 use crate::base::error::{Error, Result};
 use crate::base::observe::events;
@@ -245,6 +245,12 @@ impl Driver {
         answer.recv().unwrap_or(Err(libc::ESHUTDOWN))
     }
 
+    /// Has a file closed, unless it is in use.
+    pub(crate) fn close_file(&self, identity: FileIdentity) {
+        // A driver that has ended has no file open.
+        let _ended = self.mailbox.send(Command::Close(identity));
+    }
+
     /// Waits until the driver has done all it was told before.
     pub(crate) fn fence(&self) {
         let (reply, answer) = channel();
@@ -343,7 +349,7 @@ fn run_guarded(mut scheduler: Scheduler, backend: Box<dyn Backend>, mailbox: &Ma
                 }
                 Command::Reclaim(parts) => drop(parts),
                 // Dropping the reply ends the wait.
-                Command::Fence(_) | Command::Stop => {}
+                Command::Close(_) | Command::Fence(_) | Command::Stop => {}
             }
         }
     }
@@ -374,6 +380,7 @@ fn run(
                     let _heard = reply.send(scheduler.register(&buffer, backend));
                 }
                 Command::Reclaim(parts) => scheduler.reclaim(parts, backend),
+                Command::Close(identity) => scheduler.close_file(identity),
                 Command::Fence(reply) => {
                     let _heard = reply.send(());
                 }

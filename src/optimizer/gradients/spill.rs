@@ -15,6 +15,7 @@ use crate::io::tensor::KEEP_LENGTH;
 use crate::io::{Engine, Tensor, Waiting};
 use crate::memory::MemoryRange;
 use crate::swapper::Swapper;
+use crate::sys;
 
 /// Staging buffers of the swapper.
 const BUFFERS: usize = 4;
@@ -155,7 +156,11 @@ impl Drop for Spill {
             return;
         }
         for path in lock(&self.files).keys() {
+            let status = sys::stat_identity(path);
             remove(path);
+            if let Ok(status) = status {
+                self.engine.close_file(status.identity);
+            }
         }
     }
 }

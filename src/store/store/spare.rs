@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{Store, identities_of};
 use crate::base::error::Result;
 use crate::base::sync::lock;
+use crate::io::FileIdentity;
 use crate::store::log_file::Log;
 use crate::store::places::{Directories, PlaceFile};
 use crate::store::striping::Area;
@@ -51,17 +52,19 @@ impl Store {
     }
 
     /// Takes third slots away, where no durable version lies in one. The caller knows that no other
-    /// version does.
-    pub(crate) fn remove_spare(&self) {
+    /// version does. Gives the files that are none of the store's any more.
+    pub(crate) fn remove_spare(&self) -> Vec<FileIdentity> {
         let Some(disk) = &self.disk else {
-            return;
+            return Vec::new();
         };
         let mut writer = lock(&disk.writer);
         if lock(&self.table).spare_used_end().is_none() {
             writer.spare.clear();
             // What stays of them is removed when the store is opened.
             let _ = disk.directories.remove_spare();
+            return std::mem::take(&mut lock(&self.paths.identities).spare);
         }
+        Vec::new()
     }
 }
 
