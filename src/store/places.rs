@@ -153,8 +153,8 @@ impl Directories {
         Ok(header.map(|header| (data, header)))
     }
 
-    /// Makes a file for an area in each of the directories, with its header, on storage. One that
-    /// is as it is to be stays.
+    /// Makes a file for an area in each of the directories, with its header, on storage. A data file
+    /// that is as it is to be stays.
     ///
     /// # Errors
     /// `Io`.
@@ -167,7 +167,12 @@ impl Directories {
                 place: number,
                 places_len: u32::try_from(self.0.len()).unwrap_or(u32::MAX),
             };
-            let file = match directory.open_file(name_of(area), role_of(area))? {
+            let begun = match area {
+                Area::Data => directory.open_file(name_of(area), role_of(area))?,
+                // Of a store that is open, nobody else has begun any.
+                Area::Spare => None,
+            };
+            let file = match begun {
                 Some(file) if is_blank(&file, &header)? => file,
                 _ => directory.create(name_of(area), role_of(area))?,
             };
