@@ -403,7 +403,9 @@ fn values_never_come_back_wrong_without_an_error() {
         while optimizer.commit().is_err() {}
         let mut history = vec![model.clone()];
         let (mut failed, mut ended) = (0, 0);
-        for _ in 0..60 {
+        // Which transfers a fault strikes depends on their order, and so on the threads.
+        while failed + ended < 60 || failed <= 3 || ended <= 3 {
+            assert!(failed + ended < 3000, "{failed} failed, {ended} ended");
             begin_again(&optimizer, &mut model, &history);
             let mut is_bad = false;
             loop {
@@ -445,7 +447,6 @@ fn values_never_come_back_wrong_without_an_error() {
                 }
             }
         }
-        assert!(failed > 3 && ended > 3, "{failed} failed, {ended} ended");
     }
 }
 
