@@ -459,7 +459,7 @@ fn a_damaged_snapshot_is_never_restored() {
 }
 
 #[test]
-fn files_are_closed_when_their_snapshot_or_store_is_done_with() {
+fn files_are_closed_when_their_snapshot_export_or_store_is_done_with() {
     let run = Run::new(engine(&[]), &F32, &[]);
     let open_files = || {
         run.engine.fence();
@@ -475,6 +475,9 @@ fn files_are_closed_when_their_snapshot_or_store_is_done_with() {
         drop(restored);
         assert_eq!(open_files(), own, "store {round}");
         fs::remove_dir_all(run.path("made")).unwrap();
+        let exported = run.path("model.safetensors");
+        run.optimizer.export_safetensors(&exported, 0).unwrap();
+        assert_eq!(open_files(), own, "export {round}");
     }
     let engine = run.engine.clone();
     drop(run);

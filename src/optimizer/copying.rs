@@ -90,7 +90,7 @@ impl InSnapshot<'_> {
 impl Destination for InSnapshot<'_> {
     fn ranges(&self, part: &Part) -> Vec<FileRange<'_>> {
         vec![FileRange {
-            path: self.writer.data_path(),
+            path: self.writer.data().path(),
             offset: self.offset_of(part),
             len_bytes: part.len_bytes,
         }]

@@ -55,7 +55,7 @@ impl Optimizer {
             |number, state: usize, found| compare(&snapshot, number, sources[state], found);
         let engine = self.file_engine()?;
         let made = self.make_versions(&engine, recipes, Some(&compare));
-        engine.close_file(snapshot.data().identity()?);
+        snapshot.data().close_in(&engine);
         made?;
         let mut core = self.settled_between_steps()?;
         core.step_number = manifest.step;

@@ -132,9 +132,7 @@ impl Making {
             sink: &*self.sink,
         };
         let copied = to.copy(&self.shared, &versions, &mut observer);
-        if let Ok(data) = self.writer.data_identity() {
-            self.shared.engine.close_file(data);
-        }
+        self.writer.data().close_in(&self.shared.engine);
         let made = copied.and_then(|()| self.writer.publish(&self.manifest));
         self.shared.end_snapshot();
         let failure = made.err().map(|error| Failure {

@@ -118,7 +118,9 @@ impl Export {
         for stream in &mut self.streams.0 {
             stream.finish(target)?;
         }
-        self.partials.sync(self.file)
+        let file = self.partials.sync(self.file)?;
+        self.engine.close_file(file);
+        Ok(())
     }
 
     /// Ends the last file and gives all of them their names.

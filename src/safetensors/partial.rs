@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::base::error::{Error, IoFailure, Result};
 use crate::base::units::to_u64;
 use crate::store::{c_path, join};
-use crate::sys::{self, Errno};
+use crate::sys::{self, Errno, FileIdentity};
 
 const SUFFIX: &str = ".partial";
 /// BOUND: how often others may finish or give up an export of the same name at this very moment.
@@ -115,19 +115,22 @@ impl Partials {
         join(&self.directory_path, &self.files[index].partial_name)
     }
 
-    /// Waits until all of a file is on storage.
+    /// Waits until all of a file is on storage; says which file it is.
     ///
     /// # Errors
     /// `Io`.
-    pub(super) fn sync(&self, index: usize) -> Result<()> {
+    pub(super) fn sync(&self, index: usize) -> Result<FileIdentity> {
         let path = self.path_of(index);
         let file = sys::open_at(
             self.directory.as_fd(),
             &self.files[index].partial_name,
             false,
         );
-        file.and_then(|file| sys::sync(file.as_fd()))
-            .map_err(|errno| failed("sync", &path, errno))
+        let synced = file.and_then(|file| {
+            sys::sync(file.as_fd())?;
+            Ok(sys::fstat(file.as_fd())?.identity)
+        });
+        synced.map_err(|errno| failed("sync", &path, errno))
     }
 
     /// Adds a file with this content, on storage.
@@ -147,7 +150,7 @@ impl Partials {
             Ok(())
         });
         written.map_err(|errno| failed("write", &path, errno))?;
-        self.sync(index)
+        self.sync(index).map(drop)
     }
 
     /// Gives every file its name, in their order, in place of what had it.

@@ -3,7 +3,7 @@
 //! All new snapshots are made in `OUT.partial`, read again and compared element by element with
 //! those they come from, and then `OUT.partial` becomes `OUT` by one rename.
 
-use std::ffi::{CString, OsStr};
+use std::ffi::OsStr;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use super::{Manifest, Snapshot, SnapshotWriter, StateImage};
 use crate::base::checksum::Checksum;
 use crate::base::error::{Error, IoFailure, Result};
 use crate::base::units::{to_u64, to_usize};
-use crate::store::join;
+use crate::store::{join, rank_name};
 use crate::sys;
 
 /// New snapshots in the making. Dropped before they are published, they leave nothing. One thread
@@ -55,12 +55,12 @@ impl<'a> Resharding<'a> {
         let plan = Plan::new(&manifests, options)?;
         let out = PartialDirectory::create(out)?;
         let mut writers = Vec::new();
-        for (rank, target) in plan.targets.iter().enumerate() {
+        for (rank, target) in (0..).zip(&plan.targets) {
             let parent = out.directory().try_clone().map_err(|error| {
                 let errno = error.raw_os_error().unwrap_or(libc::EIO);
                 Error::io("open", out.path().to_bytes(), None, errno, "")
             })?;
-            let partial = PartialDirectory::create_in(parent, out.path(), rank_name(rank)?)?;
+            let partial = PartialDirectory::create_in(parent, out.path(), rank_name(rank))?;
             let writer = SnapshotWriter::create_in(partial, target.data_bytes)?;
             writer.reserve()?;
             writers.push(writer);
@@ -111,8 +111,8 @@ impl<'a> Resharding<'a> {
             writer.publish(manifest)?;
         }
         let mut targets = Vec::new();
-        for (rank, manifest) in manifests.iter().enumerate() {
-            let name = rank_name(rank)?;
+        for (rank, manifest) in (0..).zip(manifests.iter()) {
+            let name = rank_name(rank);
             let path = join(&self.out.path(), &name);
             let target = sys::open_directory_at(self.out.directory().as_fd(), &name)
                 .map_err(|errno| Error::io("open", path.to_bytes(), None, errno, ""))?;
@@ -139,11 +139,6 @@ impl Resharded {
     pub fn publish(self) -> Result<()> {
         self.out.publish()
     }
-}
-
-fn rank_name(rank: usize) -> Result<CString> {
-    let name = CString::new(format!("rank{rank}"));
-    name.map_err(|_| Error::Internal("a name with a zero byte".to_owned()))
 }
 
 /// A part of an image that is not zero.

@@ -10,7 +10,7 @@ use super::{DATA, MANIFEST, MANIFEST_CHECKSUM, Manifest};
 use crate::base::checksum::crc32c;
 use crate::base::error::{Error, Result};
 use crate::store::{Role, StoreFile, join};
-use crate::sys::{self, FileIdentity, WriteLife};
+use crate::sys::{self, WriteLife};
 
 /// A snapshot in the making, in `DIR.partial`. Dropped before [`SnapshotWriter::publish`], it
 /// leaves nothing. One thread at a time.
@@ -47,9 +47,9 @@ impl SnapshotWriter {
         })
     }
 
-    /// Where the data goes.
-    pub(crate) fn data_path(&self) -> &CStr {
-        self.data.path()
+    /// The file that the data goes to.
+    pub(crate) fn data(&self) -> &StoreFile {
+        &self.data
     }
 
     /// Writes all bytes at `offset_bytes` of the data.
@@ -58,14 +58,6 @@ impl SnapshotWriter {
     /// `Io`; a part may have been written.
     pub(super) fn write_at(&self, bytes: &[u8], offset_bytes: u64) -> Result<()> {
         self.data.write_at(bytes, offset_bytes)
-    }
-
-    /// The file of the data.
-    ///
-    /// # Errors
-    /// `Io`.
-    pub(crate) fn data_identity(&self) -> Result<FileIdentity> {
-        self.data.identity()
     }
 
     /// Reserves space for all of the data that is not there yet. Not before the first range that

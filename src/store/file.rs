@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::base::error::{Error, IoFailure, Result};
 use crate::base::units::{to_u64, to_usize};
-use crate::io::{FileIdentity, StoreCall, Witness};
+use crate::io::{Engine, FileIdentity, StoreCall, Witness};
 use crate::sys::{self, Errno, WriteLife};
 
 /// Which file it is.
@@ -64,6 +64,15 @@ impl StoreFile {
         match sys::fstat(self.file.as_fd()) {
             Ok(status) => Ok(status.identity),
             Err(errno) => Err(Error::io("stat", self.path.to_bytes(), None, errno, "")),
+        }
+    }
+
+    /// Has the engine close it, which keeps what it has read or written open. For its owner, who has
+    /// done with it. Does not wait.
+    pub(crate) fn close_in(&self, engine: &Engine) {
+        // Otherwise it is closed when the engine needs its place.
+        if let Ok(identity) = self.identity() {
+            engine.close_file(identity);
         }
     }
 

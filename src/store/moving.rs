@@ -14,11 +14,10 @@ use std::path::{Path, PathBuf};
 use super::directory::{DATA, Directory, LOG, c_path, join, rank_name};
 use super::entry::Identity;
 use super::file::Role;
-use super::header::{PLACE_HEADER_BYTES, PlaceHeader};
-use super::log_file::error_of;
+use super::places::header_of;
 use super::striping::Area;
 use crate::base::error::{Error, IoFailure, Result};
-use crate::base::units::{KIB, to_u64};
+use crate::base::units::KIB;
 use crate::sys;
 
 /// The identity of the store that is moved, and the command that moves it.
@@ -81,10 +80,7 @@ fn identity_of(directory: &Directory) -> Result<Option<Identity>> {
     let Some(data) = directory.open_file(DATA, Role::Data)? else {
         return Ok(None);
     };
-    let bytes = data.read_up_to(to_u64(PLACE_HEADER_BYTES))?;
-    let header = PlaceHeader::decode(Area::Data, &bytes);
-    let header = header.map_err(|bad| error_of(&data, bad.into()))?;
-    Ok(Some(header.identity))
+    Ok(Some(header_of(&data, Area::Data)?.identity))
 }
 
 /// The steps from a whole copy to nothing but the copy.

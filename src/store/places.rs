@@ -8,7 +8,7 @@ use std::ffi::{CStr, CString};
 use super::directory::{DATA, Directory, LOG, NEW_LOG, SPARE};
 use super::entry::Identity;
 use super::file::{Role, StoreFile};
-use super::header::{BadHeader, DATA_START_BYTES, PLACE_HEADER_BYTES, PlaceHeader};
+use super::header::{DATA_START_BYTES, PLACE_HEADER_BYTES, PlaceHeader};
 use super::log_file::error_of;
 use super::reservation::Reservation;
 use super::striping::{Area, PLACES_MAX};
@@ -133,11 +133,10 @@ impl Directories {
         let Some(data) = self.0[number].open_file(DATA, Role::Data)? else {
             return Ok(None);
         };
-        let bytes = data.read_up_to(to_u64(PLACE_HEADER_BYTES))?;
-        let header = match PlaceHeader::decode(Area::Data, &bytes) {
+        let header = match header_of(&data, Area::Data) {
             Ok(header) => Some(header),
-            Err(BadHeader::Damaged(_)) => None,
-            Err(later) => return Err(error_of(&data, later.into())),
+            Err(Error::Corrupt(_)) => None,
+            Err(error) => return Err(error),
         };
         if let Some(header) = header {
             let (place, len) = (header.place as usize, header.places_len as usize);
@@ -154,7 +153,7 @@ impl Directories {
     }
 
     /// Makes a file for an area in each of the directories, with its header, on storage. A data file
-    /// that is as it is to be stays.
+    /// that is there is one that [`create_data`](Directories::create_data) found begun.
     ///
     /// # Errors
     /// `Io`.
@@ -173,8 +172,8 @@ impl Directories {
                 Area::Spare => None,
             };
             let file = match begun {
-                Some(file) if is_blank(&file, &header)? => file,
-                _ => directory.create(name_of(area), role_of(area))?,
+                Some(file) => file,
+                None => directory.create(name_of(area), role_of(area))?,
             };
             file.write_at(&header.encode(), 0)?;
             file.set_len(DATA_START_BYTES)?;
@@ -283,10 +282,13 @@ fn role_of(area: Area) -> Role {
     }
 }
 
-/// Whether a file has this header, and nothing behind it.
-fn is_blank(file: &StoreFile, header: &PlaceHeader) -> Result<bool> {
+/// How the file of one place begins.
+///
+/// # Errors
+/// `Corrupt` where it does not begin so, `Unsupported` for a later version, `Io`.
+pub(super) fn header_of(file: &StoreFile, area: Area) -> Result<PlaceHeader> {
     let bytes = file.read_up_to(to_u64(PLACE_HEADER_BYTES))?;
-    Ok(bytes == header.encode() && file.len_bytes()? == DATA_START_BYTES)
+    PlaceHeader::decode(area, &bytes).map_err(|bad| error_of(file, bad.into()))
 }
 
 /// The error for a data file that is not written over.
@@ -325,8 +327,7 @@ pub(crate) fn check_file(
     identity: &Identity,
     table: &Table,
 ) -> Result<()> {
-    let bytes = file.read_up_to(to_u64(PLACE_HEADER_BYTES))?;
-    let header = PlaceHeader::decode(area, &bytes).map_err(|bad| error_of(file, bad.into()))?;
+    let header = header_of(file, area)?;
     if header.identity != *identity {
         return Err(file.corrupt(0, "it belongs to another store than the log"));
     }

@@ -122,34 +122,32 @@ impl Store {
             directories.remove_files()?;
         }
         let first = directories.first();
-        let opened = open_log(first)?;
-        let is_new = opened.is_none();
-        let (log, mut table, data, spare) = match opened {
+        let (path, len) = (first.path().to_bytes(), directories.len());
+        let (log, mut table, data, spare) = match open_log(first)? {
             Some((log, table)) => {
                 let data = directories.open_files(Area::Data, log.identity(), &table)?;
                 let spare = open_spare(&directories, &log, &table)?;
                 first.remove(NEW_LOG)?;
                 // Whoever gave the log its name may have died before that was on storage.
                 first.sync()?;
+                events::store_opened(path, len, table.step, table.records().len());
                 (log, table, data, spare)
             }
             None if create => {
                 let (identity, data) = directories.create_data()?;
                 let log = Log::create(first, identity)?;
+                events::store_made(path, len);
                 (log, Table::default(), data, Vec::new())
             }
             None => return Err(not_found(first.path_of(LOG).to_bytes())),
         };
-        if directories.len() > 1 {
+        if len > 1 {
             choose_weights(engine, options, &directories, &mut table)?;
         }
         let identities = Identities {
             data: identities_of(&data)?,
             spare: identities_of(&spare)?,
         };
-        let (step, parameters) = (table.step, table.records().len());
-        let path = first.path().to_bytes();
-        events::store_opened(path, directories.len(), is_new, step, parameters);
         Ok(Store {
             table: Mutex::new(table),
             paths: Paths {

@@ -1,8 +1,8 @@
 //! Processes killed at any moment (SIGKILL), and what they leave behind: a store in the middle of
-//! anything, snapshots half made, a resharding half done.
+//! anything, a store half moved, snapshots half made, a resharding half done.
 //!
 //! `cargo test` kills a handful, `tests/long` some hundred; each test says how many kills fell into
-//! what. A store that is killed while it is moved is in `tests/rebalance_crash.rs`.
+//! what.
 #![allow(
     clippy::unwrap_used,
     clippy::cast_possible_truncation,
@@ -11,6 +11,7 @@
 )]
 
 mod child;
+mod rebalance;
 mod reshard;
 #[path = "../support/mod.rs"]
 mod support;

@@ -56,16 +56,18 @@ pub fn engine_started(backend: &str, reason: &str) {
     tracing::info!(name: "engine_started", target: IO, backend, reason, "engine started");
 }
 
-/// A store was made, or opened where it was.
-pub fn store_opened(path: &[u8], directories: usize, is_new: bool, step: u64, parameters: usize) {
+/// A store was made.
+pub fn store_made(path: &[u8], directories: usize) {
     let path = text_of(path);
-    if is_new {
-        tracing::info!(name: "store_made", target: STORE, path = &*path, directories,
-            "made a new store");
-    } else {
-        tracing::info!(name: "store_opened", target: STORE, path = &*path, directories, step,
-            parameters, "opened the store");
-    }
+    tracing::info!(name: "store_made", target: STORE, path = &*path, directories,
+        "made a new store");
+}
+
+/// A store was opened where it was.
+pub fn store_opened(path: &[u8], directories: usize, step: u64, parameters: usize) {
+    let path = text_of(path);
+    tracing::info!(name: "store_opened", target: STORE, path = &*path, directories, step,
+        parameters, "opened the store");
 }
 
 /// The driver thread met a defect, or its backend broke with `errno`.

@@ -65,6 +65,11 @@ impl File {
     pub(super) fn is_settling(&self) -> bool {
         self.length_job || !self.settling.is_empty()
     }
+
+    /// Whether there have been tasks, and all are over.
+    fn is_idle(&self) -> bool {
+        self.idle_since > 0 && self.queue.is_empty() && !self.is_settling()
+    }
 }
 
 /// All open files.
@@ -218,9 +223,7 @@ impl FileTable {
     /// Takes out the file with this identity, to be closed, where it is idle.
     pub(super) fn close(&mut self, identity: FileIdentity) -> Option<Arc<FileHandle>> {
         let key = self.find(identity)?;
-        let since = self.files[key].idle_since;
-        let is_idle = since > 0 && is_idle(&self.files, key, since);
-        is_idle.then(|| self.remove(key))
+        self.files[key].is_idle().then(|| self.remove(key))
     }
 
     /// Takes out an idle file.
@@ -277,7 +280,7 @@ impl FileTable {
 
 /// Whether an entry of the idle queue still speaks of an idle file.
 fn is_idle(files: &Slab<File>, key: usize, since: u64) -> bool {
-    files.get(key).is_some_and(|file| {
-        file.idle_since == since && file.queue.is_empty() && !file.is_settling()
-    })
+    files
+        .get(key)
+        .is_some_and(|file| file.idle_since == since && file.is_idle())
 }

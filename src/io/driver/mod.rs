@@ -43,7 +43,6 @@ use crate::base::sync::lock;
 use crate::base::units::{KIB, MIB};
 use crate::memory::{Buffer, Reclaim};
 use bounce::BounceOptions;
-
 use devices::Devices;
 use files::FileTable;
 use mailbox::{Command, Mailbox};
