@@ -20,7 +20,7 @@ use std::sync::Arc;
 use support::*;
 use tensorswap::base::dtype::Dtype;
 use tensorswap::base::error::{Error, Status};
-use tensorswap::io::{Engine, FaultPlan, StoreCall, Witness};
+use tensorswap::io::{Engine, FaultPlan, StoreCall, StoreFaults};
 use tensorswap::optimizer::Optimizer;
 use tensorswap::sys::Recording;
 use training::*;
@@ -279,11 +279,11 @@ fn a_data_file_cut_short_is_never_read_as_data() {
     }
 }
 
-/// A store whose witness can make its calls fail, and what it does to storage.
+/// A store whose calls can be made to fail, and what it does to storage.
 struct Watched {
     directory: tempfile::TempDir,
     disk: Recording,
-    witness: Arc<Witness>,
+    faults: Arc<StoreFaults>,
     optimizer: Optimizer,
     model: Model,
 }
@@ -292,16 +292,16 @@ impl Watched {
     fn new(settings: &[(&str, &str)], plan: FaultPlan) -> Watched {
         let directory = directory();
         let disk = Recording::of(directory.path()).unwrap();
-        let witness = Arc::new(Witness::new());
+        let faults = Arc::new(StoreFaults::new());
         let engine_config = config(&[("block_bytes", "64KiB")]);
-        let engine = Engine::with_witness(&engine_config, plan, Arc::clone(&witness)).unwrap();
+        let engine = Engine::with_store_faults(&engine_config, plan, Arc::clone(&faults)).unwrap();
         let mut model = model_of(&NUMELS);
         let optimizer = open(&engine, directory.path(), settings, &model);
         initialize(&optimizer, &mut model, 1);
         Watched {
             directory,
             disk,
-            witness,
+            faults,
             optimizer,
             model,
         }
@@ -324,7 +324,7 @@ fn a_failed_sync_fails_this_commit_and_every_later_one_and_leaves_the_last() {
         store.optimizer.commit().unwrap();
         let committed = store.model.clone();
         train(&store.optimizer, &mut store.model);
-        store.witness.fail(call, 0, 1, libc::EIO);
+        store.faults.fail(call, 0, 1, libc::EIO);
         for _ in 0..3 {
             let error = store.optimizer.commit().unwrap_err();
             assert_eq!(error.status(), Status::Io, "{call:?}: {error}");
@@ -357,7 +357,7 @@ fn a_log_without_space_fails_the_commit_and_a_later_one_succeeds() {
     for call in [StoreCall::Append, StoreCall::AppendInPart] {
         let mut store = Watched::new(&[("sync", "none")], FaultPlan::default());
         train(&store.optimizer, &mut store.model);
-        store.witness.fail(call, 0, 1, libc::ENOSPC);
+        store.faults.fail(call, 0, 1, libc::ENOSPC);
         let error = store.optimizer.commit().unwrap_err();
         assert_eq!(error.status(), Status::NoSpace, "{call:?}: {error}");
         train(&store.optimizer, &mut store.model);
@@ -372,7 +372,7 @@ fn a_disk_too_small_for_a_record_is_told_when_it_is_registered() {
     const LARGE: u64 = 3 << 20;
     let store = Watched::new(&[], FaultPlan::default());
     // Once for growing ahead, once for what is needed.
-    store.witness.fail(StoreCall::Reserve, 0, 2, libc::ENOSPC);
+    store.faults.fail(StoreCall::Reserve, 0, 2, libc::ENOSPC);
     let error = store.optimizer.add_parameter(99, None, LARGE).unwrap_err();
     assert_eq!(error.status(), Status::NoSpace, "{error}");
     assert_eq!(store.optimizer.parameters_len(), NUMELS.len());
@@ -388,7 +388,7 @@ fn a_background_commit_that_failed_is_told_and_no_later_step_becomes_durable() {
     train(&store.optimizer, &mut store.model);
     store.optimizer.commit().unwrap();
     let committed = store.model.clone();
-    store.witness.fail(StoreCall::SyncData, 0, 1, libc::EIO);
+    store.faults.fail(StoreCall::SyncData, 0, 1, libc::EIO);
     let mut told = None;
     for _ in 0..4 {
         if let Err(error) = try_step(&store.optimizer) {

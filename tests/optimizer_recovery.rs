@@ -13,7 +13,7 @@ use std::sync::Arc;
 use support::*;
 use tensorswap::base::dtype::Dtype;
 use tensorswap::base::error::{Error, Status};
-use tensorswap::io::{Engine, FaultPlan, StoreCall, Witness};
+use tensorswap::io::{Engine, FaultPlan, StoreCall, StoreFaults};
 use tensorswap::optimizer::{Optimizer, Partition};
 use training::*;
 
@@ -32,10 +32,10 @@ fn train(optimizer: &Optimizer, model: &mut Model) {
     step(optimizer, model, None, 1, &|_| false);
 }
 
-fn watched(plan: FaultPlan) -> (Arc<Witness>, Engine) {
-    let witness: Arc<Witness> = Arc::default();
-    let engine = Engine::with_witness(&config(&[]), plan, Arc::clone(&witness)).unwrap();
-    (witness, engine)
+fn faulty(plan: FaultPlan) -> (Arc<StoreFaults>, Engine) {
+    let faults: Arc<StoreFaults> = Arc::default();
+    let engine = Engine::with_store_faults(&config(&[]), plan, Arc::clone(&faults)).unwrap();
+    (faults, engine)
 }
 
 fn is_eio(outcome: Result<(), Error>) -> bool {
@@ -45,7 +45,7 @@ fn is_eio(outcome: Result<(), Error>) -> bool {
 #[test]
 fn after_a_failed_sync_of_the_log_nothing_goes_over_what_it_vouches_for() {
     for sync in ["none", "commit"] {
-        let (witness, engine) = watched(FaultPlan::default());
+        let (faults, engine) = faulty(FaultPlan::default());
         let directory = directory();
         let mut model = equal_parameters(6, 5000);
         let optimizer = open(&engine, directory.path(), &[("sync", sync)], &model);
@@ -53,7 +53,7 @@ fn after_a_failed_sync_of_the_log_nothing_goes_over_what_it_vouches_for() {
         train(&optimizer, &mut model);
         optimizer.commit().unwrap();
         let mut history = vec![model.clone()];
-        witness.fail(StoreCall::SyncLog, 0, 1, libc::EIO);
+        faults.fail(StoreCall::SyncLog, 0, 1, libc::EIO);
         train(&optimizer, &mut model);
         history.push(model.clone());
         assert!(is_eio(optimizer.commit()), "{sync}");
@@ -178,7 +178,7 @@ fn a_lost_write_is_told_before_the_version_from_before_is_given_out() {
 #[test]
 fn a_commit_that_fails_behind_the_callers_back_is_told_once_also_by_an_abort() {
     for _ in 0..10 {
-        let (witness, engine) = watched(FaultPlan::default());
+        let (faults, engine) = faulty(FaultPlan::default());
         let directory = directory();
         let mut model = equal_parameters(3, 1000);
         let optimizer = open(&engine, directory.path(), &[], &model);
@@ -186,7 +186,7 @@ fn a_commit_that_fails_behind_the_callers_back_is_told_once_also_by_an_abort() {
         optimizer.commit().unwrap();
         let committed = model.clone();
         // A failed append can be tried again; nothing else stands in the way.
-        witness.fail(StoreCall::Append, 0, 1, libc::ENOSPC);
+        faults.fail(StoreCall::Append, 0, 1, libc::ENOSPC);
         train(&optimizer, &mut model);
         let told = match optimizer.step_begin(None) {
             Err(error) => error,

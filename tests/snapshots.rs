@@ -13,7 +13,7 @@ use support::*;
 use tempfile::TempDir;
 use tensorswap::base::dtype::Dtype;
 use tensorswap::base::error::{Result, Status};
-use tensorswap::io::{Engine, FaultPlan, StoreCall, Ticket, Witness};
+use tensorswap::io::{Engine, FaultPlan, StoreCall, StoreFaults, Ticket};
 use tensorswap::optimizer::Optimizer;
 use training::*;
 
@@ -300,20 +300,20 @@ fn a_record_that_is_not_what_was_written_ends_the_snapshot() {
 
 #[test]
 fn without_space_for_third_slots_steps_wait_for_the_copy() {
-    let witness = Arc::new(Witness::new());
+    let faults = Arc::new(StoreFaults::new());
     let plan = FaultPlan::default();
-    let engine = Engine::with_witness(&config(&[]), plan, Arc::clone(&witness)).unwrap();
+    let engine = Engine::with_store_faults(&config(&[]), plan, Arc::clone(&faults)).unwrap();
     let mut run = Run::new(engine, &F32, &[]);
     for round in 0..3 {
         run.step();
         run.optimizer.commit().unwrap();
         let taken = run.model.clone();
-        witness.fail(StoreCall::Reserve, 0, 2, libc::ENOSPC);
+        faults.fail(StoreCall::Reserve, 0, 2, libc::ENOSPC);
         let name = format!("s{round}");
         let ticket = run.snapshot(&name).unwrap();
         (0..3).for_each(|_| run.step());
         run.end(ticket).unwrap();
-        witness.forgive();
+        faults.forgive();
         assert!(!is_there(&run.path("store/rank0/spare")));
         same(&run.restored(&name, &F32, &[]), &taken);
         same(&run.optimizer, &run.model);

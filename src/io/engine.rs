@@ -15,9 +15,9 @@ use super::metrics::Sources;
 use super::request::{Direction, Priority, Request, Sink};
 use super::start;
 use super::storage::FileIdentity;
+use super::store_faults::StoreFaults;
 use super::tensor::Tensor;
 use super::ticket::{Completion, Ticket, Tickets};
-use super::witness::Witness;
 use crate::base::config::{Config, EngineOptions};
 use crate::base::error::{Error, Result};
 use crate::base::observe::events;
@@ -48,7 +48,7 @@ struct Core {
     options: EngineOptions,
     open_files_max: usize,
     backend: BackendFacts,
-    witness: Option<Arc<Witness>>,
+    store_faults: Option<Arc<StoreFaults>>,
     trace: Option<Arc<Trace>>,
     /// Lists submitted so far: names the groups of [`Request`]s.
     groups: AtomicU64,
@@ -79,14 +79,18 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Engine::new`].
-    pub fn with_witness(config: &Config, plan: FaultPlan, witness: Arc<Witness>) -> Result<Engine> {
-        Engine::start(config, Some(plan), Some(witness))
+    pub fn with_store_faults(
+        config: &Config,
+        plan: FaultPlan,
+        store_faults: Arc<StoreFaults>,
+    ) -> Result<Engine> {
+        Engine::start(config, Some(plan), Some(store_faults))
     }
 
     fn start(
         config: &Config,
         faults: Option<FaultPlan>,
-        witness: Option<Arc<Witness>>,
+        store_faults: Option<Arc<StoreFaults>>,
     ) -> Result<Engine> {
         let options = EngineOptions::from_config(config)?;
         let open_files_max = start::open_files_max(&options);
@@ -114,7 +118,7 @@ impl Engine {
                 options,
                 open_files_max,
                 backend,
-                witness,
+                store_faults,
                 trace,
                 groups: AtomicU64::new(0),
                 shut_down: AtomicBool::new(false),
@@ -409,8 +413,8 @@ impl Engine {
     }
 
     /// Who is to be told of changes of storage that are not the engine's.
-    pub(crate) fn witness(&self) -> Option<&Arc<Witness>> {
-        self.core.witness.as_ref()
+    pub(crate) fn store_faults(&self) -> Option<&Arc<StoreFaults>> {
+        self.core.store_faults.as_ref()
     }
 
     /// Whether a buffer was made by this engine.

@@ -18,21 +18,21 @@ mod request;
 mod start;
 mod stats;
 mod storage;
+mod store_faults;
 pub mod tensor;
 mod ticket;
 mod waiting;
-mod witness;
 
 pub use backend::fault::FaultPlan;
 pub use engine::Engine;
 pub(crate) use metrics::{Metric, Metrics};
 pub use stats::{DeviceStats, DirectionStats, EngineStats};
 pub(crate) use storage::FileIdentity;
+pub use store_faults::{StoreCall, StoreFaults};
 pub(crate) use tensor::KEEP_LENGTH;
 pub use tensor::Tensor;
 pub use ticket::{Completion, Ticket};
 pub(crate) use waiting::Waiting;
-pub use witness::{StoreCall, Witness};
 
 pub(crate) use request::{
     Direction, Failure, Length, Outcome, Priority, Request, Segment, Sink, length_of, sort_list,

@@ -17,7 +17,7 @@ use super::file::{Role, StoreFile};
 use crate::base::error::{Error, IoFailure, Result};
 use crate::base::observe::events;
 use crate::base::units::to_u64;
-use crate::io::{StoreCall, Witness};
+use crate::io::{StoreCall, StoreFaults};
 use crate::sys::{self, Errno, FileKind, WriteLife};
 
 const LOCK: &CStr = c"lock";
@@ -37,7 +37,7 @@ const STRAGGLERS_POLL: Duration = Duration::from_millis(1);
 pub(crate) struct Directory {
     directory: OwnedFd,
     path: CString,
-    witness: Option<Arc<Witness>>,
+    faults: Option<Arc<StoreFaults>>,
     // DROP ORDER: last.
     lock: Lock,
 }
@@ -78,7 +78,7 @@ impl Directory {
         path: &Path,
         rank: u32,
         create: bool,
-        witness: Option<Arc<Witness>>,
+        faults: Option<Arc<StoreFaults>>,
     ) -> Result<Directory> {
         let own_path = rank_path(path, rank)?;
         let failed = |operation| move |errno| io_error(operation, path, errno);
@@ -107,7 +107,7 @@ impl Directory {
         Ok(Directory {
             directory,
             path: own_path,
-            witness,
+            faults,
             lock,
         })
     }
@@ -155,7 +155,7 @@ impl Directory {
         self.remove(name)?;
         let file = sys::open_at(self.directory.as_fd(), name, true)
             .map_err(|errno| self.failed("create", name, errno))?;
-        let file = StoreFile::new(file, self.path_of(name), role, self.witness.clone());
+        let file = StoreFile::new(file, self.path_of(name), role, self.faults.clone());
         file.hint(life_of(role));
         Ok(file)
     }
@@ -166,7 +166,7 @@ impl Directory {
     /// `Corrupt` where something else has its name; `Io`.
     pub(crate) fn open_file(&self, name: &CStr, role: Role) -> Result<Option<StoreFile>> {
         let opened = sys::open_at(self.directory.as_fd(), name, false);
-        let file = regular_file(opened, self.path_of(name), role, self.witness.clone())?;
+        let file = regular_file(opened, self.path_of(name), role, self.faults.clone())?;
         if let Some(file) = &file {
             file.hint(life_of(role));
         }
@@ -276,8 +276,8 @@ impl Directory {
     }
 
     fn strike(&self, call: StoreCall) -> Result<(), Errno> {
-        match &self.witness {
-            Some(witness) => witness.strike(call),
+        match &self.faults {
+            Some(faults) => faults.strike(call),
             None => Ok(()),
         }
     }
@@ -301,7 +301,7 @@ pub(crate) fn regular_file(
     opened: Result<OwnedFd, Errno>,
     path: CString,
     role: Role,
-    witness: Option<Arc<Witness>>,
+    faults: Option<Arc<StoreFaults>>,
 ) -> Result<Option<StoreFile>> {
     let foreign = |errno| {
         Error::Corrupt(Box::new(IoFailure {
@@ -323,7 +323,7 @@ pub(crate) fn regular_file(
     if status.kind != FileKind::Regular {
         return Err(foreign(0));
     }
-    Ok(Some(StoreFile::new(file, path, role, witness)))
+    Ok(Some(StoreFile::new(file, path, role, faults)))
 }
 
 /// What the directory of a rank is called.

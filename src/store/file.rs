@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::base::error::{Error, IoFailure, Result};
 use crate::base::units::{to_u64, to_usize};
-use crate::io::{Engine, FileIdentity, StoreCall, Witness};
+use crate::io::{Engine, FileIdentity, StoreCall, StoreFaults};
 use crate::sys::{self, Errno, WriteLife};
 
 /// Which file it is.
@@ -28,7 +28,7 @@ pub(crate) struct StoreFile {
     file: OwnedFd,
     path: CString,
     pub(crate) role: Role,
-    witness: Option<Arc<Witness>>,
+    faults: Option<Arc<StoreFaults>>,
 }
 
 impl AsFd for StoreFile {
@@ -42,13 +42,13 @@ impl StoreFile {
         file: OwnedFd,
         path: CString,
         role: Role,
-        witness: Option<Arc<Witness>>,
+        faults: Option<Arc<StoreFaults>>,
     ) -> StoreFile {
         StoreFile {
             file,
             path,
             role,
-            witness,
+            faults,
         }
     }
 
@@ -105,8 +105,8 @@ impl StoreFile {
     }
 
     fn strike(&self, call: StoreCall) -> Result<(), Errno> {
-        match &self.witness {
-            Some(witness) => witness.strike(call),
+        match &self.faults {
+            Some(faults) => faults.strike(call),
             None => Ok(()),
         }
     }

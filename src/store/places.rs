@@ -40,8 +40,8 @@ impl Directories {
             )));
         }
         let open = |path, create| {
-            let witness = engine.witness().cloned();
-            Directory::open(path, options.rank, create, witness)
+            let faults = engine.store_faults().cloned();
+            Directory::open(path, options.rank, create, faults)
         };
         let mut directories = vec![open(&first.path, create)?];
         // A directory that is missing from a store must not be made anew.

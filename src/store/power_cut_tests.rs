@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::store::Store;
-use super::store_tests::{engine, open, open_places, state, version, witnessed};
+use super::store_tests::{engine, faulty, open, open_places, state, version};
 use super::{DATA_SLOTS, SLOTS, Version};
 use crate::base::dtype::Dtype;
 use crate::io::tensor::KEEP_LENGTH;
@@ -291,7 +291,7 @@ fn a_power_cut_while_the_log_is_replaced_loses_nothing() {
 fn a_power_cut_after_a_failed_append_leaves_no_mixture_of_two_attempts() {
     let place = tempfile::tempdir().unwrap();
     let disk = Recording::of(place.path()).unwrap();
-    let (engine, witness) = witnessed();
+    let (engine, faults) = faulty();
     let store = open(&engine, place.path()).unwrap();
     store.add_state(state("master")).unwrap();
     store.add_state(state("exp_avg")).unwrap();
@@ -305,7 +305,7 @@ fn a_power_cut_after_a_failed_append_leaves_no_mixture_of_two_attempts() {
                 .unwrap();
         }
         let begun = disk.events_len();
-        witness.fail(crate::io::StoreCall::AppendInPart, 0, 1, libc::ENOSPC);
+        faults.fail(crate::io::StoreCall::AppendInPart, 0, 1, libc::ENOSPC);
         store
             .commit(90 + step, &changes, Some(&[9; 600]))
             .unwrap_err();

@@ -10,7 +10,7 @@ use super::{STATES_MAX, StateSpec, Version};
 use crate::base::config::{Config, OptimizerOptions, StoreMode};
 use crate::base::dtype::Dtype;
 use crate::base::error::{Error, Status};
-use crate::io::{Engine, FaultPlan, StoreCall, Witness};
+use crate::io::{Engine, FaultPlan, StoreCall, StoreFaults};
 use crate::sys::{Event, Recording};
 
 pub(super) fn config_of(backend: &str) -> Config {
@@ -23,11 +23,11 @@ pub(super) fn engine() -> Engine {
     Engine::new(&config_of("threads")).unwrap()
 }
 
-pub(super) fn witnessed() -> (Engine, Arc<Witness>) {
-    let witness = Arc::new(Witness::new());
+pub(super) fn faulty() -> (Engine, Arc<StoreFaults>) {
+    let faults = Arc::new(StoreFaults::new());
     let plan = FaultPlan::default();
-    let engine = Engine::with_witness(&config_of("threads"), plan, Arc::clone(&witness));
-    (engine.unwrap(), witness)
+    let engine = Engine::with_store_faults(&config_of("threads"), plan, Arc::clone(&faults));
+    (engine.unwrap(), faults)
 }
 
 pub(super) fn options(path: &Path, store: StoreMode) -> OptimizerOptions {
@@ -393,9 +393,9 @@ fn a_failed_sync_is_final_and_leaves_the_last_commit() {
     for call in [StoreCall::SyncData, StoreCall::SyncLog] {
         let place = tempfile::tempdir().unwrap();
         let disk = Recording::of(place.path()).unwrap();
-        let (engine, witness) = witnessed();
+        let (engine, faults) = faulty();
         let store = filled(&engine, place.path());
-        witness.fail(call, 0, 1, libc::EIO);
+        faults.fail(call, 0, 1, libc::EIO);
         let error = store
             .commit(6, &[(1, version(0, 1))], Some(b"new"))
             .unwrap_err();
@@ -419,11 +419,11 @@ fn a_failed_sync_is_final_and_leaves_the_last_commit() {
 fn a_failed_append_leaves_the_store_and_a_later_commit_succeeds() {
     for call in [StoreCall::Append, StoreCall::AppendInPart] {
         let place = tempfile::tempdir().unwrap();
-        let (engine, witness) = witnessed();
+        let (engine, faults) = faulty();
         let store = filled(&engine, place.path());
         let before = fs::read(log_path(place.path())).unwrap();
         store.add_record(99, Some("new"), 10).unwrap();
-        witness.fail(call, 0, 2, libc::ENOSPC);
+        faults.fail(call, 0, 2, libc::ENOSPC);
         for _ in 0..2 {
             let error = store
                 .commit(6, &[(1, version(0, 1))], Some(b"new"))
@@ -446,10 +446,10 @@ fn a_failed_append_leaves_the_store_and_a_later_commit_succeeds() {
 #[test]
 fn a_log_that_cannot_be_cut_after_a_failed_append_takes_no_commit() {
     let place = tempfile::tempdir().unwrap();
-    let (engine, witness) = witnessed();
+    let (engine, faults) = faulty();
     let store = filled(&engine, place.path());
-    witness.fail(StoreCall::AppendInPart, 0, 1, libc::ENOSPC);
-    witness.fail(StoreCall::SetLength, 0, 1, libc::EIO);
+    faults.fail(StoreCall::AppendInPart, 0, 1, libc::ENOSPC);
+    faults.fail(StoreCall::SetLength, 0, 1, libc::EIO);
     let error = store.commit(6, &[], None).unwrap_err();
     assert_eq!(error.os_error(), libc::EIO);
     assert_eq!(store.commit(6, &[], None), Err(error));
@@ -460,16 +460,16 @@ fn a_log_that_cannot_be_cut_after_a_failed_append_takes_no_commit() {
 #[test]
 fn a_full_disk_refuses_a_record_with_the_bytes_needed_and_free() {
     let place = tempfile::tempdir().unwrap();
-    let (engine, witness) = witnessed();
+    let (engine, faults) = faulty();
     let store = filled(&engine, place.path());
     // Growing ahead does not fit, what is needed does.
-    witness.fail(StoreCall::Reserve, 0, 1, libc::ENOSPC);
+    faults.fail(StoreCall::Reserve, 0, 1, libc::ENOSPC);
     let numel = 20 << 20;
     store.add_record(50, None, numel).unwrap();
     let end = store.record(3).unwrap().offset + 2 * store.layout().extent_bytes(numel);
     assert_eq!(data_path(place.path()).metadata().unwrap().len(), end);
     // Nothing fits.
-    witness.fail(StoreCall::Reserve, 0, 2, libc::ENOSPC);
+    faults.fail(StoreCall::Reserve, 0, 2, libc::ENOSPC);
     let error = store.add_record(60, None, 1).unwrap_err();
     assert_eq!(error.status(), Status::NoSpace);
     let text = error.to_string();
@@ -488,10 +488,10 @@ fn a_full_disk_refuses_a_record_with_the_bytes_needed_and_free() {
 #[test]
 fn a_file_system_that_cannot_reserve_gets_the_length() {
     let place = tempfile::tempdir().unwrap();
-    let (engine, witness) = witnessed();
+    let (engine, faults) = faulty();
     let store = open(&engine, place.path()).unwrap();
     store.add_state(state("master")).unwrap();
-    witness.fail(StoreCall::Reserve, 0, u32::MAX, libc::EOPNOTSUPP);
+    faults.fail(StoreCall::Reserve, 0, u32::MAX, libc::EOPNOTSUPP);
     store.add_record(1, None, 1000).unwrap();
     assert!(data_path(place.path()).metadata().unwrap().len() >= (64 << 10) + 2 * 4096);
     store.commit(1, &[(0, version(0, 1))], None).unwrap_err();
@@ -506,10 +506,10 @@ fn a_file_system_that_cannot_reserve_gets_the_length() {
 fn what_a_killed_process_left_unsynced_is_on_storage_before_anything_builds_on_it() {
     let place = tempfile::tempdir().unwrap();
     let disk = Recording::of(place.path()).unwrap();
-    let (engine, witness) = witnessed();
+    let (engine, faults) = faulty();
     let store = filled(&engine, place.path());
     // Appended, and gone before it was known to be on storage.
-    witness.fail(StoreCall::SyncLog, 0, 1, libc::EIO);
+    faults.fail(StoreCall::SyncLog, 0, 1, libc::EIO);
     store.commit(6, &[(0, version(1, 2))], None).unwrap_err();
     drop(store);
     let log_bytes = fs::read(log_path(place.path())).unwrap();
@@ -584,9 +584,9 @@ fn a_log_grown_long_is_replaced_by_a_short_one_that_says_the_same() {
 fn a_log_that_cannot_be_replaced_goes_on_being_used() {
     for call in [StoreCall::SyncNewLog, StoreCall::Rename] {
         let place = tempfile::tempdir().unwrap();
-        let (engine, witness) = witnessed();
+        let (engine, faults) = faulty();
         let store = filled(&engine, place.path());
-        witness.fail(call, 0, 1, libc::EIO);
+        faults.fail(call, 0, 1, libc::EIO);
         grow(&store, 6..12);
         assert!(log_path(place.path()).metadata().unwrap().len() > 5 << 20);
         assert!(!place.path().join("rank0/log.new").exists());
@@ -601,9 +601,9 @@ fn a_log_that_cannot_be_replaced_goes_on_being_used() {
 #[test]
 fn no_commit_follows_a_replaced_log_whose_directory_was_not_synced() {
     let place = tempfile::tempdir().unwrap();
-    let (engine, witness) = witnessed();
+    let (engine, faults) = faulty();
     let store = filled(&engine, place.path());
-    witness.fail(StoreCall::SyncDirectory, 0, 1, libc::EIO);
+    faults.fail(StoreCall::SyncDirectory, 0, 1, libc::EIO);
     // The commit that replaces the log is itself on storage, in both logs.
     let mut step = 6;
     while grows(&store, step) {

@@ -1,4 +1,4 @@
-//! A witness of the store's calls, which can make them fail, for tests.
+//! Makes calls of the store fail, for tests.
 
 use crate::base::sync::{Mutex, lock};
 use crate::sys::Errno;
@@ -28,7 +28,7 @@ pub enum StoreCall {
 
 /// Is asked before the store calls the system. Any thread may call any method.
 #[derive(Debug, Default)]
-pub struct Witness {
+pub struct StoreFaults {
     faults: Mutex<Vec<Fault>>,
 }
 
@@ -40,11 +40,11 @@ struct Fault {
     errno: Errno,
 }
 
-impl Witness {
-    /// A witness that lets every call through.
+impl StoreFaults {
+    /// Lets every call through.
     #[must_use]
-    pub fn new() -> Witness {
-        Witness::default()
+    pub fn new() -> StoreFaults {
+        StoreFaults::default()
     }
 
     /// Makes `fail_count` calls fail with `errno`, after `skip_count` that do not.
