@@ -55,7 +55,7 @@
  *         while (tsw_optimizer_step_next(optimizer, &view) == TSW_OK) {
  *             update view.states[i].data with view.gradient.data, in place
  *             tsw_optimizer_step_done(optimizer, view.id, 1);
- *         }                                               any number of threads may loop here
+ *         }                                               `views_max` threads may loop here
  *         tsw_optimizer_set_user_data(optimizer, ...);    what else a resumed run needs
  *         tsw_optimizer_step_end(optimizer);              durable in the background
  *
@@ -155,7 +155,7 @@
 #define TSW_LOG_DEBUG 4
 
 /**
- * Log level: every operation.
+ * Log level: all there is. What every operation did is in the timeline (key `trace`), not in the log.
  */
 #define TSW_LOG_TRACE 5
 
@@ -847,7 +847,7 @@ typedef struct tsw_optimizer_stats {
      */
     uint64_t checksum_errors_count;
     /**
-     * Bytes reserved in the store's data file.
+     * Bytes of the store's data files that records take, in all directories.
      */
     uint64_t store_bytes;
     /**
@@ -1014,7 +1014,8 @@ const char *tsw_status_name(tsw_status status);
  * Tell whether the same call can succeed later without the caller changing its arguments: 1 for
  * such a status, else 0.
  *
- * Those are BUSY, NO_BUFFERS, TIMED_OUT, CANCELLED, LOCKED, NO_SPACE, NO_MEMORY and MEMLOCK.
+ * Those are BUSY, NO_BUFFERS, TIMED_OUT, CANCELLED, LOCKED, NO_SPACE, NO_MEMORY and MEMLOCK. Reading
+ * what a cancelled swap-out left is CANCELLED until somebody writes it again: bound your attempts.
  *
  * Threads: any. Errors: none.
  */
@@ -1179,7 +1180,8 @@ tsw_status tsw_engine_new(const tsw_config *config_or_null, tsw_engine **engine_
  * Take nothing more, and wait until everything under way is over.
  *
  * Completions that were not delivered stay to be waited for or polled. New requests and buffers
- * are refused with SHUT_DOWN from now on.
+ * are refused with SHUT_DOWN from now on; a snapshot that is being made ends with it, and leaves
+ * nothing.
  *
  * Threads: any.
  * Errors: TIMED_OUT after `timeout_ns` nanoseconds: nothing more is taken all the same, and the
@@ -1188,7 +1190,7 @@ tsw_status tsw_engine_new(const tsw_config *config_or_null, tsw_engine **engine_
 tsw_status tsw_engine_shutdown(tsw_engine *engine, uint64_t timeout_ns);
 
 /**
- * Free an engine, after everything under way is over. NULL is fine.
+ * Free an engine, after everything under way is over, snapshots too. NULL is fine.
  *
  * Tickets end with it, delivered or not, and its event descriptor is closed. What swappers and
  * buffers of this engine need stays alive until they are freed too; the hooks of registered
@@ -1434,14 +1436,17 @@ tsw_status tsw_ticket_poll(tsw_engine *engine,
  * Ask for a request to stop.
  *
  * Only asks: the ticket still completes, with CANCELLED or, where it was too late, as if nothing
- * had been asked, and is to be waited for or polled.
+ * had been asked, and is to be waited for or polled. What a swap-out that is CANCELLED, or fails, had
+ * begun to write cannot be read through this engine until it is written again; what it had not begun
+ * to write is as before. A file that it made stays, and may be empty.
  *
  * Threads: any. Errors: BAD_TICKET.
  */
-tsw_status tsw_ticket_cancel(tsw_engine *engine, tsw_ticket ticket);
+tsw_status tsw_ticket_cancel(tsw_engine *engine,
+                             tsw_ticket ticket);
 
 /**
- * Tell how far a request is: bytes moved, and bytes in all.
+ * Tell how far a request is: bytes moved, and bytes in all, which may be 0.
  *
  * Threads: any. Errors: BAD_TICKET; NULL_ARGUMENT. Both numbers are then 0.
  */
@@ -1617,14 +1622,15 @@ tsw_status tsw_swapper_get_timer(const tsw_swapper *swapper,
  * The store is the directory `rank<N>` under the key `path`, N being the key `rank`. `path` names
  * one directory or several, `/a,/b=2`: the same ones in the same order every time. A weight is 1
  * where only others are given, and measured where none is. Key `store` tells whether a store may be
- * made (new, which removes what was there), must be there (existing), or either (auto). To make one,
+ * made (new, which removes the store that was there), must be there (existing), or either (auto). To make one,
  * directories that are missing are made, with those above them: a run that must go on is safer with
  * existing, or a drive that is not mounted is a new store. The log says at level INFO which it was.
  *
  * Next call `tsw_optimizer_add_state` for each state and `tsw_optimizer_add_parameter` for each
  * parameter: in a store that was there they attach to what is recorded. It opens at the last step
- * that is durable; `tsw_optimizer_step_number` tells which. With `backend` at memory nothing outlives
- * the engine. NULL takes the engine's configuration.
+ * that is durable; `tsw_optimizer_step_number` tells which. A relative path, as those of snapshots
+ * and exports, is that of the directory the process works in now; it may work in another one later.
+ * With `backend` at memory nothing outlives the engine. NULL takes the engine's configuration.
  *
  * Ownership: the optimizer is the caller's, to be freed by `tsw_optimizer_free`; it keeps what it
  * needs of the engine alive. The configuration is copied.
@@ -1702,7 +1708,7 @@ tsw_status tsw_optimizer_add_parameter(tsw_optimizer *optimizer,
  * Threads: one at a time for each optimizer.
  * Errors: UNKNOWN_PARAMETER; INVALID_ARGUMENT for a source with another number of elements;
  * DTYPE_MISMATCH for a source that is not f32, f16 or bf16; BUSY while a step is open or one of them
- * is in use; BUDGET; NULL_ARGUMENT; what storage has to say.
+ * is in use; NO_BUFFERS with `views_max` parameters in; NULL_ARGUMENT; what storage has to say.
  */
 tsw_status tsw_optimizer_initialize_parameters(tsw_optimizer *optimizer,
                                                const uint64_t *ids,
@@ -1720,14 +1726,14 @@ tsw_status tsw_optimizer_initialize_parameters(tsw_optimizer *optimizer,
  * Threads: one at a time for each optimizer.
  * Errors: INVALID_ARGUMENT where pieces overlap, leave a hole or exceed the parameter, naming it;
  * UNKNOWN_PARAMETER; DTYPE_MISMATCH for a piece that is not f32, f16 or bf16; NOT_FOUND and SIZE_MISMATCH
- * for a file that is missing or too short; BUSY; BUDGET; NULL_ARGUMENT; what storage has to say.
+ * for a file that is missing or too short; BUSY; NO_BUFFERS; NULL_ARGUMENT; what storage has to say.
  */
 tsw_status tsw_optimizer_initialize_from_swapped(tsw_optimizer *optimizer,
                                                  const tsw_partition *partitions,
                                                  size_t count);
 
 /**
- * Set the moments of all parameters back to zero; the masters stay.
+ * Set the moments of all parameters that this run added back to zero; the masters stay.
  *
  * Pending until the next commit.
  *
@@ -1898,9 +1904,10 @@ tsw_status tsw_optimizer_release_state(tsw_optimizer *optimizer, uint64_t id);
 /**
  * Begin a step over some parameters, or over all that were added.
  *
- * `ids_or_null` NULL with `count` 0 means all. Reading begins at once, in an order that the
- * optimizer chooses. Then call `tsw_optimizer_step_next` and `tsw_optimizer_step_done` until there
- * are no more, and `tsw_optimizer_step_end`.
+ * `ids_or_null` NULL with `count` 0 means all; a list that is not NULL with `count` 0 is a step over
+ * none of them. Reading begins at once, in an order that the optimizer chooses. Then call `tsw_optimizer_step_next` and `tsw_optimizer_step_done` until there
+ * are no more, and `tsw_optimizer_step_end`. With `sync` at commit it first commits, as
+ * `tsw_optimizer_commit` does, what was changed between steps and could not be taken back otherwise.
  *
  * Ownership: the list is copied.
  * Threads: one at a time for each optimizer.
@@ -1992,7 +1999,7 @@ tsw_status tsw_optimizer_step_abort(tsw_optimizer *optimizer);
 tsw_status tsw_optimizer_commit(tsw_optimizer *optimizer);
 
 /**
- * Tell how many parameters the store records; 0 for NULL.
+ * Tell how many parameters the store records; 0 for NULL and in a forked child.
  *
  * Those of earlier runs count, whether or not they were added in this one: before the first
  * `tsw_optimizer_add_parameter` it is 0 in a store where nothing was ever committed.
@@ -2038,7 +2045,7 @@ tsw_status tsw_optimizer_set_user_data(tsw_optimizer *optimizer,
 size_t tsw_optimizer_get_user_data(const tsw_optimizer *optimizer, void *buf, size_t cap);
 
 /**
- * Tell how many steps were done, counting from the store's beginning; 0 for NULL.
+ * Tell how many steps were done, counting from the store's beginning; 0 for NULL and in a forked child.
  *
  * After opening it is the step the store was at; after `tsw_optimizer_step_end` the step just ended,
  * which may not be durable yet.
@@ -2088,7 +2095,7 @@ tsw_status tsw_optimizer_snapshot(tsw_optimizer *optimizer,
  * Errors: NOT_FOUND where there is no snapshot; CORRUPT where its manifest is damaged; CHECKSUM
  * naming the parameter where its data is; UNSUPPORTED for a later version of the format;
  * SIZE_MISMATCH for other states; INVALID_ARGUMENT where the store has parameters already;
- * BUDGET; NO_SPACE naming the bytes needed; NULL_ARGUMENT; what storage has to say. Nothing is
+ * NO_SPACE naming the bytes needed; NULL_ARGUMENT; what storage has to say. Nothing is
  * committed then; parameters may have been registered, so free the optimizer, and make it again
  * before the next attempt.
  */
@@ -2110,12 +2117,15 @@ tsw_status tsw_optimizer_restore(tsw_optimizer *optimizer,
  * `name.safetensors.index.json` tells which tensor is where, as Hugging Face's libraries have it. A
  * tensor longer than that has a file of its own.
  *
- * The files are written as `<file>.partial`, synced, and renamed when all are whole, the index last. It
- * takes at most 64 MiB of memory besides the optimizer's own.
+ * The files are written as `<file>.partial`, synced, and renamed when all are whole, the index last, in
+ * place of files and links of these names. What an earlier export to `file` that was cut otherwise left
+ * stays beside them, an index beside one file or the reverse: remove it, or programs may read the old
+ * one. It takes at most 64 MiB of memory besides the optimizer's own.
  *
  * Threads: one at a time for each optimizer; training waits.
  * Errors: BUSY while a step is open or a parameter is in use; INVALID_ARGUMENT where two tensors would
- * have one name, naming both; LOCKED where another export is writing the same files; NO_SPACE with the
+ * have one name, naming both, or none of the store's parameters was added; UNSUPPORTED where a device,
+ * pipe or socket has one of the names; LOCKED where another export is writing the same files; NO_SPACE with the
  * bytes needed; NOT_FOUND for a directory that is missing; CHECKSUM naming the parameter where storage
  * does not hold what was written; NULL_ARGUMENT; what storage has to say. No file is left then.
  */

@@ -30,14 +30,20 @@
 #ifndef TENSORSWAP_HPP
 #define TENSORSWAP_HPP
 
+#if __cplusplus < 201703L && (!defined(_MSVC_LANG) || _MSVC_LANG < 201703L)
+#error "tensorswap.hpp needs C++17 or later"
+#endif
+
 #include "tensorswap.h"
 
+#include <algorithm>
 #include <cassert>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -1223,8 +1229,8 @@ private:
 ///     for (auto& p : step)
 ///         ...
 ///
-/// Each turn of the loop waits for a parameter and gives it back at its end. Any number of threads
-/// may run such a loop over one step. Leaving the loop early (break, return, an exception) undoes
+/// Each turn of the loop waits for a parameter and gives it back at its end. As many threads as the
+/// key `views_max` says may run such a loop over one step. Leaving the loop early (break, return, an exception) undoes
 /// the step; loops of other threads then end with cancelled. Where it cannot be undone (the key
 /// `sync` at none, and what was before is no more) it stays open: another loop gets the parameters
 /// that are left, and `finish` ends it. One whose object is gone can only be left by freeing the
@@ -1233,14 +1239,17 @@ class [[nodiscard]] training_step {
 public:
     training_step(training_step&& other) noexcept
         : optimizer_(std::exchange(other.optimizer_, nullptr)),
-          finishes_itself_(other.finishes_itself_)
+          finishes_itself_(other.finishes_itself_), given_(std::move(other.given_))
     {
     }
     training_step& operator=(training_step&&) = delete;
     ~training_step()
     {
-        if (optimizer_ != nullptr)
-            tsw_optimizer_step_abort(optimizer_);
+        if (optimizer_ == nullptr)
+            return;
+        for (const std::uint64_t id : given_->ids)
+            tsw_optimizer_step_done(optimizer_, id, 0);
+        tsw_optimizer_step_abort(optimizer_);
     }
 
     struct sentinel {};
@@ -1306,17 +1315,22 @@ public:
     sentinel end() const noexcept { return {}; }
 
     /// Get the next parameter, without a loop: false where all were given out. `inout` is to be
-    /// given back by `done`. Any thread.
+    /// given back by `done`; a step that is destroyed before takes it back. Any thread.
     result<bool> next(parameter& inout)
     {
         inout = parameter();
         const tsw_status code = tsw_optimizer_step_next(optimizer_, &inout.raw_);
+        if (code == TSW_OK)
+            given_->add(inout.id());
         return detail::check(code, [&] { return code != TSW_END; });
     }
     /// Give back what `next` gave. Any thread, not only the one that got it.
     result<> done(const parameter& given)
     {
-        return detail::check(tsw_optimizer_step_done(optimizer_, given.id(), given.changed_));
+        const tsw_status code = tsw_optimizer_step_done(optimizer_, given.id(), given.changed_);
+        if (code >= 0)
+            given_->remove(given.id());
+        return detail::check(code);
     }
 
     /// End the step: it becomes durable in the background. Fails with the first error of its reads
@@ -1341,8 +1355,28 @@ public:
 private:
     friend class optimizer;
 
-    training_step(tsw_optimizer* open, bool finishes_itself) noexcept
-        : optimizer_(open), finishes_itself_(finishes_itself)
+    // What `next` gave and `done` has not got back.
+    struct given_out {
+        void add(std::uint64_t id)
+        {
+            const std::lock_guard<std::mutex> guard(mutex);
+            ids.push_back(id);
+        }
+        void remove(std::uint64_t id)
+        {
+            const std::lock_guard<std::mutex> guard(mutex);
+            const auto found = std::find(ids.begin(), ids.end(), id);
+            if (found != ids.end())
+                ids.erase(found);
+        }
+
+        std::mutex mutex;
+        std::vector<std::uint64_t> ids;
+    };
+
+    training_step(tsw_optimizer* open, bool finishes_itself,
+                  std::unique_ptr<given_out> given) noexcept
+        : optimizer_(open), finishes_itself_(finishes_itself), given_(std::move(given))
     {
     }
     // The loop was left with this one out, half updated perhaps: the step is undone, and what was
@@ -1355,6 +1389,7 @@ private:
 
     tsw_optimizer* optimizer_; // NULL where the step is over
     bool finishes_itself_;
+    std::unique_ptr<given_out> given_;
 };
 
 /// Keeps the states of parameters in a store, and brings them in to be updated. One thread at a
@@ -1366,7 +1401,11 @@ public:
     {
         tsw_optimizer* raw = nullptr;
         const tsw_status code = tsw_optimizer_new(with.raw(), given.raw(), &raw);
-        return detail::check(code, [&] { return optimizer(raw); });
+        return detail::check(code, [&] {
+            optimizer made(raw);
+            made.engine_ = with.raw();
+            return made;
+        });
     }
 #if TENSORSWAP_EXCEPTIONS
     explicit optimizer(engine& with, config_or_default given = {}) : optimizer(make(with, given)) {}
@@ -1413,6 +1452,9 @@ public:
     /// is the engine that the optimizer was made with.
     result<request> snapshot(engine& with, text directory)
     {
+        if (engine_ != nullptr && with.raw() != engine_)
+            return detail::fail<request>({status::invalid_argument, 0,
+                                          "a snapshot is a request of the optimizer's own engine"});
         tsw_ticket ticket = 0;
         const tsw_status code = tsw_optimizer_snapshot(handle_.get(), directory.get(), &ticket);
         return detail::check(code, [&] { return request(with.raw(), ticket); });
@@ -1506,15 +1548,16 @@ public:
     tensorswap::training_step step() { return begin(nullptr, 0, true); }
     tensorswap::training_step step(span<const std::uint64_t> ids)
     {
-        return begin(ids.data(), ids.size(), true);
+        return begin(ids, true);
     }
 #endif
     /// Begin a step that ends with `finish`: for several threads, or for what is to be done between
-    /// the last update and the end. Over all parameters, or over those of the list.
+    /// the last update and the end. Over all parameters, or over those of the list; over none of them
+    /// where it is empty, which counts as a step.
     result<training_step> begin_step() { return begin(nullptr, 0, false); }
     result<training_step> begin_step(span<const std::uint64_t> ids)
     {
-        return begin(ids.data(), ids.size(), false);
+        return begin(ids, false);
     }
 
     /// Bring a parameter in, outside of a step, and begin to bring in the next one. It is the
@@ -1611,11 +1654,21 @@ public:
 private:
     result<training_step> begin(const std::uint64_t* ids, std::size_t count, bool finishes_itself)
     {
+        auto given = std::make_unique<training_step::given_out>();
         const tsw_status code = tsw_optimizer_step_begin(handle_.get(), ids, count);
-        return detail::check(code, [&] { return training_step(handle_.get(), finishes_itself); });
+        return detail::check(code, [&] {
+            return training_step(handle_.get(), finishes_itself, std::move(given));
+        });
+    }
+    // An empty list is no parameter; NULL would be all of them.
+    result<training_step> begin(span<const std::uint64_t> ids, bool finishes_itself)
+    {
+        const std::uint64_t none = no_parameter;
+        return begin(ids.empty() ? &none : ids.data(), ids.size(), finishes_itself);
     }
 
     detail::owner<tsw_optimizer, tsw_optimizer_free> handle_;
+    tsw_engine* engine_ = nullptr; // NULL where it is not known
 };
 
 } // namespace TENSORSWAP_MODE

@@ -748,6 +748,30 @@ fn two_exports_of_one_name_do_not_mix_and_what_a_dead_one_left_is_replaced() {
 }
 
 #[test]
+fn an_export_never_takes_the_place_of_a_device() {
+    let (store, target) = (directory(), directory());
+    let (optimizer, model) = small(&engine(&[]), store.path());
+    let file = target.path().join("model.safetensors");
+    for (name, shard_bytes_max) in [
+        ("model.safetensors", 0),
+        ("model-00002-of-00009.safetensors", 1),
+        ("model.safetensors.index.json", 1),
+    ] {
+        // What other programs need as they need a device.
+        let socket = target.path().join(name);
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let (status, message) = status(optimizer.export_safetensors(&file, shard_bytes_max));
+        assert_eq!(status, Status::Unsupported, "{message}");
+        assert!(message.contains(name), "{message}");
+        assert_eq!(names(target.path()), [name]);
+        std::fs::remove_file(&socket).unwrap();
+    }
+    optimizer.export_safetensors(&file, 0).unwrap();
+    let (found, _) = read_export(target.path(), 0);
+    assert!(found == expected(&model));
+}
+
+#[test]
 fn an_export_that_fails_leaves_nothing_and_the_store_as_it_was() {
     let store = directory();
     let mut model = model_of(&BF16_MOMENTS, &[5, 70_001, 1, 900_000, 2000]);
@@ -823,6 +847,14 @@ fn a_store_without_parameters_is_exported_as_a_file_without_tensors() {
     let file = target.path().join("model.safetensors");
     optimizer.export_safetensors(&file, 1).unwrap();
     assert_eq!(read_export(target.path(), 0), (Tensors::new(), 1));
+    // Where there are some, and none was added, somebody forgot them.
+    drop(optimizer);
+    let (optimizer, _) = small(&engine, store.path());
+    optimizer.commit().unwrap();
+    drop(optimizer);
+    let optimizer = try_open(&engine, store.path(), &[], &BF16_MOMENTS).unwrap();
+    let (status, message) = status(optimizer.export_safetensors(&file, 0));
+    assert_eq!(status, Status::InvalidArgument, "{message}");
 }
 
 #[test]

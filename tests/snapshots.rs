@@ -8,6 +8,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use support::*;
 use tempfile::TempDir;
@@ -455,6 +456,41 @@ fn a_damaged_snapshot_is_never_restored() {
         // Nothing of it was committed.
         let optimizer = try_open(&run.engine, store.path(), &[], &types).unwrap();
         assert_eq!(optimizer.parameters_len(), 0);
+    }
+}
+
+#[test]
+fn a_snapshot_is_never_made_of_what_took_the_place_of_the_store() {
+    for checksum in ["off", "verify"] {
+        let settings = [("checksum", checksum)];
+        let run = Run::new(engine(&[]), &F32, &settings);
+        let other = Run::new(engine(&[]), &F32, &settings);
+        let (own, away) = (run.path("store"), run.path("away"));
+        fs::rename(&own, &away).unwrap();
+        fs::rename(other.path("store"), &own).unwrap();
+        let error = run.end(run.snapshot("made").unwrap()).unwrap_err();
+        assert!(error.to_string().contains("ESTALE"), "{error}");
+        assert!(!is_there(&run.path("made")) && !is_there(&run.path("made.partial")));
+        // Once it is back, it goes on.
+        fs::rename(&own, other.path("store")).unwrap();
+        fs::rename(&away, &own).unwrap();
+        run.end(run.snapshot("made").unwrap()).unwrap();
+        same(&run.restored("made", &F32, &settings), &run.model);
+    }
+}
+
+#[test]
+fn an_engine_that_is_shut_down_waits_until_a_snapshot_has_ended() {
+    let run = Run::new(engine(&[]), &F32, &[]);
+    let ticket = run.snapshot("made").unwrap();
+    run.engine.shutdown(None).unwrap();
+    let ended = run.engine.wait(ticket, Some(Duration::ZERO)).unwrap();
+    match ended.outcome {
+        Ok(()) => assert!(is_there(&run.path("made"))),
+        Err(error) => {
+            assert_eq!(error.status(), Status::ShutDown, "{error}");
+            assert!(!is_there(&run.path("made")) && !is_there(&run.path("made.partial")));
+        }
     }
 }
 

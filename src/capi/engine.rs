@@ -87,7 +87,8 @@ pub unsafe extern "C" fn tsw_engine_new(
 /// Take nothing more, and wait until everything under way is over.
 ///
 /// Completions that were not delivered stay to be waited for or polled. New requests and buffers
-/// are refused with SHUT_DOWN from now on.
+/// are refused with SHUT_DOWN from now on; a snapshot that is being made ends with it, and leaves
+/// nothing.
 ///
 /// Threads: any.
 /// Errors: TIMED_OUT after `timeout_ns` nanoseconds: nothing more is taken all the same, and the
@@ -105,7 +106,7 @@ pub unsafe extern "C" fn tsw_engine_shutdown(
     }
 }
 
-/// Free an engine, after everything under way is over. NULL is fine.
+/// Free an engine, after everything under way is over, snapshots too. NULL is fine.
 ///
 /// Tickets end with it, delivered or not, and its event descriptor is closed. What swappers and
 /// buffers of this engine need stays alive until they are freed too; the hooks of registered

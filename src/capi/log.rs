@@ -16,7 +16,7 @@ pub const TSW_LOG_WARN: u32 = 2;
 pub const TSW_LOG_INFO: u32 = 3;
 /// Log level: for finding defects.
 pub const TSW_LOG_DEBUG: u32 = 4;
-/// Log level: every operation.
+/// Log level: all there is. What every operation did is in the timeline (key `trace`), not in the log.
 pub const TSW_LOG_TRACE: u32 = 5;
 
 /// Receives an event of the library: a level (`TSW_LOG_ERROR` to `TSW_LOG_TRACE`), the part of the

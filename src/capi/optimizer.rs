@@ -64,14 +64,15 @@ pub(super) fn flag(value: u32, argument: &str) -> Outcome<bool> {
 /// The store is the directory `rank<N>` under the key `path`, N being the key `rank`. `path` names
 /// one directory or several, `/a,/b=2`: the same ones in the same order every time. A weight is 1
 /// where only others are given, and measured where none is. Key `store` tells whether a store may be
-/// made (new, which removes what was there), must be there (existing), or either (auto). To make one,
+/// made (new, which removes the store that was there), must be there (existing), or either (auto). To make one,
 /// directories that are missing are made, with those above them: a run that must go on is safer with
 /// existing, or a drive that is not mounted is a new store. The log says at level INFO which it was.
 ///
 /// Next call `tsw_optimizer_add_state` for each state and `tsw_optimizer_add_parameter` for each
 /// parameter: in a store that was there they attach to what is recorded. It opens at the last step
-/// that is durable; `tsw_optimizer_step_number` tells which. With `backend` at memory nothing outlives
-/// the engine. NULL takes the engine's configuration.
+/// that is durable; `tsw_optimizer_step_number` tells which. A relative path, as those of snapshots
+/// and exports, is that of the directory the process works in now; it may work in another one later.
+/// With `backend` at memory nothing outlives the engine. NULL takes the engine's configuration.
 ///
 /// Ownership: the optimizer is the caller's, to be freed by `tsw_optimizer_free`; it keeps what it
 /// needs of the engine alive. The configuration is copied.
@@ -193,7 +194,7 @@ pub unsafe extern "C" fn tsw_optimizer_add_parameter(
 /// Threads: one at a time for each optimizer.
 /// Errors: UNKNOWN_PARAMETER; INVALID_ARGUMENT for a source with another number of elements;
 /// DTYPE_MISMATCH for a source that is not f32, f16 or bf16; BUSY while a step is open or one of them
-/// is in use; BUDGET; NULL_ARGUMENT; what storage has to say.
+/// is in use; NO_BUFFERS with `views_max` parameters in; NULL_ARGUMENT; what storage has to say.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tsw_optimizer_initialize_parameters(
     optimizer: *mut tsw_optimizer,
@@ -222,7 +223,7 @@ pub unsafe extern "C" fn tsw_optimizer_initialize_parameters(
 /// Threads: one at a time for each optimizer.
 /// Errors: INVALID_ARGUMENT where pieces overlap, leave a hole or exceed the parameter, naming it;
 /// UNKNOWN_PARAMETER; DTYPE_MISMATCH for a piece that is not f32, f16 or bf16; NOT_FOUND and SIZE_MISMATCH
-/// for a file that is missing or too short; BUSY; BUDGET; NULL_ARGUMENT; what storage has to say.
+/// for a file that is missing or too short; BUSY; NO_BUFFERS; NULL_ARGUMENT; what storage has to say.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tsw_optimizer_initialize_from_swapped(
     optimizer: *mut tsw_optimizer,
@@ -238,7 +239,7 @@ pub unsafe extern "C" fn tsw_optimizer_initialize_from_swapped(
     }
 }
 
-/// Set the moments of all parameters back to zero; the masters stay.
+/// Set the moments of all parameters that this run added back to zero; the masters stay.
 ///
 /// Pending until the next commit.
 ///

@@ -12,7 +12,7 @@ use crate::store::USER_DATA_BYTES_MAX;
 pub const TSW_USER_DATA_BYTES_MAX: usize = 1 << 20;
 const _: () = assert!(TSW_USER_DATA_BYTES_MAX as u64 == USER_DATA_BYTES_MAX);
 
-/// Tell how many parameters the store records; 0 for NULL.
+/// Tell how many parameters the store records; 0 for NULL and in a forked child.
 ///
 /// Those of earlier runs count, whether or not they were added in this one: before the first
 /// `tsw_optimizer_add_parameter` it is 0 in a store where nothing was ever committed.
@@ -126,7 +126,7 @@ pub unsafe extern "C" fn tsw_optimizer_get_user_data(
     }
 }
 
-/// Tell how many steps were done, counting from the store's beginning; 0 for NULL.
+/// Tell how many steps were done, counting from the store's beginning; 0 for NULL and in a forked child.
 ///
 /// After opening it is the step the store was at; after `tsw_optimizer_step_end` the step just ended,
 /// which may not be durable yet.

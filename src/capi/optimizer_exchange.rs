@@ -23,12 +23,15 @@ use crate::base::error::Error;
 /// `name.safetensors.index.json` tells which tensor is where, as Hugging Face's libraries have it. A
 /// tensor longer than that has a file of its own.
 ///
-/// The files are written as `<file>.partial`, synced, and renamed when all are whole, the index last. It
-/// takes at most 64 MiB of memory besides the optimizer's own.
+/// The files are written as `<file>.partial`, synced, and renamed when all are whole, the index last, in
+/// place of files and links of these names. What an earlier export to `file` that was cut otherwise left
+/// stays beside them, an index beside one file or the reverse: remove it, or programs may read the old
+/// one. It takes at most 64 MiB of memory besides the optimizer's own.
 ///
 /// Threads: one at a time for each optimizer; training waits.
 /// Errors: BUSY while a step is open or a parameter is in use; INVALID_ARGUMENT where two tensors would
-/// have one name, naming both; LOCKED where another export is writing the same files; NO_SPACE with the
+/// have one name, naming both, or none of the store's parameters was added; UNSUPPORTED where a device,
+/// pipe or socket has one of the names; LOCKED where another export is writing the same files; NO_SPACE with the
 /// bytes needed; NOT_FOUND for a directory that is missing; CHECKSUM naming the parameter where storage
 /// does not hold what was written; NULL_ARGUMENT; what storage has to say. No file is left then.
 #[unsafe(no_mangle)]

@@ -64,7 +64,7 @@ pub unsafe extern "C" fn tsw_optimizer_snapshot(
 /// Errors: NOT_FOUND where there is no snapshot; CORRUPT where its manifest is damaged; CHECKSUM
 /// naming the parameter where its data is; UNSUPPORTED for a later version of the format;
 /// SIZE_MISMATCH for other states; INVALID_ARGUMENT where the store has parameters already;
-/// BUDGET; NO_SPACE naming the bytes needed; NULL_ARGUMENT; what storage has to say. Nothing is
+/// NO_SPACE naming the bytes needed; NULL_ARGUMENT; what storage has to say. Nothing is
 /// committed then; parameters may have been registered, so free the optimizer, and make it again
 /// before the next attempt.
 #[unsafe(no_mangle)]

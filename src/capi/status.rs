@@ -95,7 +95,8 @@ pub extern "C" fn tsw_status_name(status: tsw_status) -> *const c_char {
 /// Tell whether the same call can succeed later without the caller changing its arguments: 1 for
 /// such a status, else 0.
 ///
-/// Those are BUSY, NO_BUFFERS, TIMED_OUT, CANCELLED, LOCKED, NO_SPACE, NO_MEMORY and MEMLOCK.
+/// Those are BUSY, NO_BUFFERS, TIMED_OUT, CANCELLED, LOCKED, NO_SPACE, NO_MEMORY and MEMLOCK. Reading
+/// what a cancelled swap-out left is CANCELLED until somebody writes it again: bound your attempts.
 ///
 /// Threads: any. Errors: none.
 #[unsafe(no_mangle)]

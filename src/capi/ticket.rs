@@ -208,7 +208,9 @@ pub unsafe extern "C" fn tsw_ticket_poll(
 /// Ask for a request to stop.
 ///
 /// Only asks: the ticket still completes, with CANCELLED or, where it was too late, as if nothing
-/// had been asked, and is to be waited for or polled.
+/// had been asked, and is to be waited for or polled. What a swap-out that is CANCELLED, or fails, had
+/// begun to write cannot be read through this engine until it is written again; what it had not begun
+/// to write is as before. A file that it made stays, and may be empty.
 ///
 /// Threads: any. Errors: BAD_TICKET.
 #[unsafe(no_mangle)]
@@ -224,7 +226,7 @@ pub unsafe extern "C" fn tsw_ticket_cancel(
     }
 }
 
-/// Tell how far a request is: bytes moved, and bytes in all.
+/// Tell how far a request is: bytes moved, and bytes in all, which may be 0.
 ///
 /// Threads: any. Errors: BAD_TICKET; NULL_ARGUMENT. Both numbers are then 0.
 #[unsafe(no_mangle)]

@@ -170,16 +170,23 @@ impl Engine {
         self.quiesce(timeout)
     }
 
-    /// Waits until nothing is under way.
+    /// Waits until nothing is under way, snapshots included; delivers no completion.
     ///
     /// # Errors
     /// `TimedOut`.
     pub fn quiesce(&self, timeout: Option<Duration>) -> Result<()> {
         self.check()?;
-        if self.core.driver.wait_idle(timeout) {
-            return Ok(());
+        let begun = Instant::now();
+        if !self.core.driver.wait_idle(timeout) {
+            return Err(Error::TimedOut("requests are still under way".to_owned()));
         }
-        Err(Error::TimedOut("requests are still under way".to_owned()))
+        // What a layer above does itself may have nothing to be moved at this moment.
+        let left = timeout.map(|timeout| timeout.saturating_sub(begun.elapsed()));
+        match self.core.tickets.wait_all(left) {
+            Err(error @ Error::TimedOut(_)) => Err(error),
+            // How they ended is told with their completions.
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
     /// Waits until the driver has done all it was told before this call: what buffers that are
@@ -329,20 +336,24 @@ impl Engine {
         self.core.groups.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Writes or reads a list for a layer above, which is told through its own sink.
+    /// Writes or reads a list for a layer above, which is told through its own sink. A path that has a
+    /// file in `only`, at the same place, must lead to it.
     ///
     /// # Errors
     /// As [`Engine::swap_out`]; then the sink hears nothing.
     pub(crate) fn swap_for(
         &self,
-        direction: Direction,
-        priority: Priority,
+        (direction, priority): (Direction, Priority),
         tensors: &[Tensor],
         paths: &[&CStr],
+        only: &[Option<FileIdentity>],
         sink: Arc<dyn Sink>,
         token: u64,
     ) -> Result<()> {
         let mut request = self.fill(direction, tensors, paths)?;
+        if let Some(request) = Arc::get_mut(&mut request) {
+            request.expect_files(paths, only);
+        }
         set_sink(&mut request, sink, token, priority);
         self.submit(request)
     }

@@ -221,6 +221,20 @@ impl Request {
         }
     }
 
+    /// Demands that every path of the list leads to the file that has the same place in `only`, where
+    /// there is one.
+    pub(crate) fn expect_files(&mut self, paths: &[&CStr], only: &[Option<FileIdentity>]) {
+        let Request {
+            files, paths: own, ..
+        } = self;
+        for part in files {
+            let path = &own[part.path.clone()];
+            let listed = paths.iter().zip(only);
+            let mut found = listed.filter(|(listed, _)| listed.to_bytes_with_nul() == path);
+            part.only = found.next().and_then(|(_, only)| *only);
+        }
+    }
+
     /// Adds a segment to the part started last; offsets must ascend.
     pub(crate) fn push_segment(&mut self, segment: Segment) {
         self.total_bytes = self.total_bytes.saturating_add(segment.len_bytes());

@@ -7,7 +7,7 @@ use std::ffi::CStr;
 use std::sync::{Arc, PoisonError};
 
 use super::request::{Direction, Outcome, Priority, Sink};
-use super::{Engine, Tensor};
+use super::{Engine, FileIdentity, Tensor};
 use crate::base::error::Result;
 use crate::base::sync::{Condvar, Mutex, lock};
 
@@ -45,8 +45,24 @@ impl Waiting {
         tensors: &[Tensor],
         paths: &[&CStr],
     ) -> Result<()> {
+        self.begin_on(engine, (direction, priority), tensors, paths, &[])
+    }
+
+    /// As [`Waiting::begin`], where each path leads to the file that has the same place in `only`, if
+    /// there is one, or the request fails.
+    ///
+    /// # Errors
+    /// As [`Waiting::begin`].
+    pub(crate) fn begin_on(
+        self: &Arc<Self>,
+        engine: &Engine,
+        way: (Direction, Priority),
+        tensors: &[Tensor],
+        paths: &[&CStr],
+        only: &[Option<FileIdentity>],
+    ) -> Result<()> {
         let sink = Arc::clone(self) as Arc<dyn Sink>;
-        engine.swap_for(direction, priority, tensors, paths, sink, 0)
+        engine.swap_for(way, tensors, paths, only, sink, 0)
     }
 
     /// Waits for what was begun.

@@ -13,9 +13,10 @@ use std::sync::Arc;
 
 use super::shared::Shared;
 use crate::base::error::{Error, Result};
-use crate::io::Priority;
+use crate::io::{FileIdentity, Priority};
 use crate::snapshot::{Manifest, SnapshotWriter, StateImage};
 use crate::store::{CopiedVersion, Copying, Destination, FileRange, Observer, Part};
+use crate::sys;
 
 /// A snapshot in the making, and what it will hold.
 #[derive(Debug)]
@@ -69,7 +70,7 @@ impl InSnapshot<'_> {
             for part in shared.store.parts_of(copied) {
                 let mut to = self.offset_of(&part);
                 for range in shared.store.ranges_of(&part) {
-                    let file = files.get(range.path)?.as_fd();
+                    let file = files.get(range.path, range.only)?.as_fd();
                     if !self
                         .writer
                         .clone_range(file, range.offset, range.len_bytes, to)?
@@ -91,6 +92,7 @@ impl Destination for InSnapshot<'_> {
     fn ranges(&self, part: &Part) -> Vec<FileRange<'_>> {
         vec![FileRange {
             path: self.writer.data().path(),
+            only: self.writer.data().identity().ok(),
             offset: self.offset_of(part),
             len_bytes: part.len_bytes,
         }]
@@ -102,19 +104,23 @@ impl Destination for InSnapshot<'_> {
 struct Files<'a>(Vec<(&'a CStr, File)>);
 
 impl<'a> Files<'a> {
-    fn get(&mut self, path: &'a CStr) -> Result<&File> {
+    /// The file that a path leads to, which must be this one.
+    fn get(&mut self, path: &'a CStr, only: Option<FileIdentity>) -> Result<&File> {
         let at = match self.0.iter().position(|(known, _)| *known == path) {
             Some(at) => at,
             None => {
-                let failed = |error: std::io::Error| {
-                    let errno = error.raw_os_error().unwrap_or(libc::EIO);
-                    Error::io("open", path.to_bytes(), None, errno, "")
-                };
+                let failed = |errno| Error::io("open", path.to_bytes(), None, errno, "");
                 let opened = File::options()
                     .read(true)
                     .custom_flags(libc::O_NOFOLLOW)
                     .open(OsStr::from_bytes(path.to_bytes()));
-                self.0.push((path, opened.map_err(failed)?));
+                let file =
+                    opened.map_err(|error| failed(error.raw_os_error().unwrap_or(libc::EIO)))?;
+                let status = sys::fstat(file.as_fd()).map_err(failed)?;
+                if only.is_some_and(|only| only != status.identity) {
+                    return Err(failed(libc::ESTALE));
+                }
+                self.0.push((path, file));
                 self.0.len() - 1
             }
         };

@@ -33,12 +33,14 @@ impl Optimizer {
     /// of the state follow for the others. Every tensor has one dimension. The files' metadata tells
     /// the step. With `shard_bytes_max` other than 0, data that is longer is cut between tensors into
     /// `NAME-00001-of-00003.safetensors` and so on, and `NAME.safetensors.index.json` tells which is
-    /// where. The files get their names when all are whole and on storage, in place of what had them.
+    /// where. The files get their names when all are whole and on storage, in place of what had them; an
+    /// export of the same name that was cut otherwise stays beside them.
     ///
     /// # Errors
     /// `Busy` in an open step or with parameters swapped in; `InvalidArgument` where two tensors would
-    /// have the same name, and for a path that is no text; `Locked` where somebody else is writing these
-    /// files; what kept a record from being read or a file from being written. No file is left then.
+    /// have the same name, where none of the store's parameters was added, and for a path that is no
+    /// text; `Unsupported` where something else than a file or a link has one of the names; `Locked`
+    /// where somebody else is writing these files; what kept a record from being read or a file from being written. No file is left then.
     pub fn export_safetensors(&self, file: &Path, shard_bytes_max: u64) -> Result<()> {
         let _desk = self.enter()?;
         let started = Instant::now();
@@ -48,6 +50,11 @@ impl Optimizer {
             .indices()
             .filter(|index| core.record(*index).attached)
             .collect();
+        if order.is_empty() && !core.records.is_empty() {
+            return Err(Error::invalid(
+                "none of the store's parameters was added; there is nothing to export",
+            ));
+        }
         let entries = self.entries_of(&core, &order)?;
         let metadata = BTreeMap::from([
             ("format", "pt".to_owned()),

@@ -20,7 +20,7 @@ use crate::base::config::ChecksumMode;
 use crate::base::error::{Error, Result};
 use crate::base::sync::{MutexGuard, lock};
 use crate::base::units::{MIB, round_up, to_u64, to_usize};
-use crate::io::{Direction, Engine, Priority, Tensor, Waiting};
+use crate::io::{Direction, Engine, FileIdentity, Priority, Tensor, Waiting};
 use crate::memory::{Buffer, MemoryRange};
 use crate::store::{BLOCK_BYTES, Layout, STATES_MAX, Version};
 
@@ -36,6 +36,8 @@ pub(super) struct Origin<'a> {
     /// In memory, or, with `path`, at the tensor's place in a file.
     pub(super) tensor: Tensor,
     pub(super) path: Option<&'a CStr>,
+    /// The one file that the path may lead to, if it matters.
+    pub(super) only: Option<FileIdentity>,
 }
 
 /// What a record is to be made of.
@@ -73,6 +75,7 @@ struct Part<'a> {
     /// Its memory is where the caller has it, or where it is read to; empty while that is to be found.
     source: Tensor,
     path: Option<&'a CStr>,
+    only: Option<FileIdentity>,
     /// Its place in the image.
     into: MemoryRange,
     /// It is the state's last part.
@@ -245,7 +248,7 @@ impl<'a> Filling<'a> {
         }
         let room_bytes = list.iter().filter(|part| part.needs_room());
         let room = self.room(room_bytes.map(Part::room_bytes).sum())?;
-        let (mut tensors, mut paths) = (Vec::new(), Vec::new());
+        let (mut tensors, mut paths, mut only) = (Vec::new(), Vec::new(), Vec::new());
         let mut taken = 0;
         for part in &mut list {
             let Some(path) = part.path else { continue };
@@ -257,11 +260,12 @@ impl<'a> Filling<'a> {
             }
             tensors.push(part.source);
             paths.push(path);
+            only.push(part.only);
         }
         let waiting = (!tensors.is_empty()).then(Arc::<Waiting>::default);
         if let Some(waiting) = &waiting {
-            let (direction, priority) = (Direction::In, Priority::Foreground);
-            waiting.begin(self.engine, direction, priority, &tensors, &paths)?;
+            let way = (Direction::In, Priority::Foreground);
+            waiting.begin_on(self.engine, way, &tensors, &paths, &only)?;
         }
         let ends_record = parts.peek().is_none();
         self.parts = (!ends_record).then_some(parts);
@@ -367,7 +371,10 @@ fn parts_of<'a>(image: &Image<'_>, origins: &[Origin<'a>]) -> Result<Vec<Part<'a
         let bytes = image.bytes(state)?;
         let dtype = image.layout.states[state].disk_dtype;
         let mut place = 0;
-        for Origin { tensor, path, .. } in run {
+        for Origin {
+            tensor, path, only, ..
+        } in run
+        {
             let size = tensor.dtype.size_bytes();
             let mut done = 0;
             while done < tensor.numel {
@@ -387,6 +394,7 @@ fn parts_of<'a>(image: &Image<'_>, origins: &[Origin<'a>]) -> Result<Vec<Part<'a
                         ..*tensor
                     },
                     path: *path,
+                    only: *only,
                     into,
                     ends_state: false,
                 });

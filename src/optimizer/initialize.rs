@@ -84,6 +84,7 @@ impl Optimizer {
                 state: 0,
                 tensor: pieces[*at].tensor,
                 path: pieces[*at].path,
+                only: None,
             };
             Recipe {
                 id: pieces[run[0]].parameter_id,

@@ -88,6 +88,7 @@ fn recipe_of<'a>(
                     user_tag: 0,
                 },
                 path: Some(snapshot.data_path()),
+                only: snapshot.data().identity().ok(),
             }),
         }
     }

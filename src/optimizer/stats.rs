@@ -55,7 +55,7 @@ pub struct OptimizerStats {
     pub gradient_spilled_bytes: u64,
     /// Checksums that did not match ever.
     pub checksum_errors_count: u64,
-    /// Bytes reserved in the store's data file.
+    /// Bytes of the store's data files that records take, in all directories.
     pub store_bytes: u64,
     /// Bytes that were written to records since the store was made, in all runs.
     pub store_written_bytes: u64,

@@ -80,6 +80,7 @@ impl Export {
         let target = Target {
             engine: &self.engine,
             path: &self.path,
+            only: self.partials.identity_of(self.file),
         };
         match memory {
             None => stream.push_zeros(target, len_bytes)?,
@@ -104,6 +105,7 @@ impl Export {
         let target = Target {
             engine: &self.engine,
             path: &self.path,
+            only: self.partials.identity_of(self.file),
         };
         let first = &mut self.streams.0[first.unwrap_or(0)];
         first.begin(0);
@@ -114,12 +116,13 @@ impl Export {
         let target = Target {
             engine: &self.engine,
             path: &self.path,
+            only: self.partials.identity_of(self.file),
         };
         for stream in &mut self.streams.0 {
             stream.finish(target)?;
         }
-        let file = self.partials.sync(self.file)?;
-        self.engine.close_file(file);
+        self.partials.sync(self.file)?;
+        self.engine.close_file(self.partials.identity_of(self.file));
         Ok(())
     }
 

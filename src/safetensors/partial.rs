@@ -6,8 +6,8 @@ use std::path::Path;
 
 use crate::base::error::{Error, IoFailure, Result};
 use crate::base::units::to_u64;
-use crate::store::{c_path, join};
-use crate::sys::{self, Errno, FileIdentity};
+use crate::store::{absolute, c_path, join};
+use crate::sys::{self, Errno, FileIdentity, FileKind};
 
 const SUFFIX: &str = ".partial";
 /// BOUND: how often others may finish or give up an export of the same name at this very moment.
@@ -18,6 +18,7 @@ const ATTEMPTS_MAX: u32 = 16;
 struct Partial {
     name: CString,
     partial_name: CString,
+    identity: FileIdentity,
     has_name: bool,
 }
 
@@ -38,10 +39,7 @@ impl Partials {
     /// # Errors
     /// `Io`.
     pub(super) fn new(directory: &Path) -> Result<Partials> {
-        let path = match directory.as_os_str().is_empty() {
-            true => c".".to_owned(),
-            false => c_path(directory)?,
-        };
+        let path = c_path(&absolute(directory)?)?;
         let opened = sys::open_directory(&path);
         Ok(Partials {
             directory: opened.map_err(|errno| failed("open", &path, errno))?,
@@ -52,19 +50,39 @@ impl Partials {
         })
     }
 
+    /// Refuses to take the place of anything but a file or a symbolic link: a device would be gone for
+    /// everybody.
+    fn refuse_other(&self, name: &CStr) -> Result<()> {
+        let path = join(&self.directory_path, name);
+        let errno = match sys::stat_at(self.directory.as_fd(), name) {
+            Err(libc::ENOENT) => return Ok(()),
+            Err(errno) => return Err(failed("stat", &path, errno)),
+            Ok(status) => match status.kind {
+                FileKind::Regular | FileKind::Link => return Ok(()),
+                FileKind::Directory => libc::EISDIR,
+                FileKind::Other => libc::EOPNOTSUPP,
+            },
+        };
+        let detail = "only a regular file or a link is replaced";
+        Err(Error::io("create", path.to_bytes(), None, errno, detail))
+    }
+
     /// Adds a file of this length, whose space is reserved; what it holds is not known.
     ///
     /// # Errors
-    /// `Locked` where somebody else is writing it; `Io`: with `NO_SPACE` it names the bytes needed and
-    /// those free; `InvalidArgument` for a name with a zero byte.
+    /// `Unsupported` where something else than a file or a link has the name; `Locked` where somebody
+    /// else is writing it; `Io`: with `NO_SPACE` it names the bytes needed and those free;
+    /// `InvalidArgument` for a name with a zero byte.
     pub(super) fn add(&mut self, name: &str, len_bytes: u64) -> Result<()> {
         let partial_name = c_path(Path::new(&format!("{name}{SUFFIX}")))?;
         let name = c_path(Path::new(name))?;
+        self.refuse_other(&name)?;
         let path = join(&self.directory_path, &partial_name);
-        let file = self.create(&partial_name, &path)?;
+        let (file, identity) = self.create(&partial_name, &path)?;
         self.files.push(Partial {
             name,
             partial_name,
+            identity,
             has_name: false,
         });
         reserve(file.as_fd(), &path, len_bytes)?;
@@ -73,7 +91,7 @@ impl Partials {
     }
 
     /// The file, new, and locked by this process. One that nobody has locked was left behind.
-    fn create(&self, name: &CStr, path: &CStr) -> Result<OwnedFd> {
+    fn create(&self, name: &CStr, path: &CStr) -> Result<(OwnedFd, FileIdentity)> {
         let directory = self.directory.as_fd();
         for _ in 0..ATTEMPTS_MAX {
             let (file, is_new) = match sys::create_at(directory, name) {
@@ -96,11 +114,11 @@ impl Partials {
                 }
             }
             // Whoever had it may have given it its name, or taken it for left behind, before.
-            let ours = sys::fstat(file.as_fd()).map(|status| status.identity);
-            let is_ours =
-                ours.is_ok() && ours == sys::stat_identity(path).map(|status| status.identity);
+            let status = sys::fstat(file.as_fd()).map_err(|errno| failed("stat", path, errno))?;
+            let ours = status.identity;
+            let is_ours = sys::stat_at(directory, name).is_ok_and(|it| it.identity == ours);
             if is_ours && is_new {
-                return Ok(file);
+                return Ok((file, ours));
             }
             if is_ours {
                 let removed = sys::unlink_at(directory, name);
@@ -115,22 +133,24 @@ impl Partials {
         join(&self.directory_path, &self.files[index].partial_name)
     }
 
-    /// Waits until all of a file is on storage; says which file it is.
+    /// Which file it is.
+    pub(super) fn identity_of(&self, index: usize) -> FileIdentity {
+        self.files[index].identity
+    }
+
+    /// Waits until all of a file is on storage.
     ///
     /// # Errors
     /// `Io`.
-    pub(super) fn sync(&self, index: usize) -> Result<FileIdentity> {
+    pub(super) fn sync(&self, index: usize) -> Result<()> {
         let path = self.path_of(index);
         let file = sys::open_at(
             self.directory.as_fd(),
             &self.files[index].partial_name,
             false,
         );
-        let synced = file.and_then(|file| {
-            sys::sync(file.as_fd())?;
-            Ok(sys::fstat(file.as_fd())?.identity)
-        });
-        synced.map_err(|errno| failed("sync", &path, errno))
+        file.and_then(|file| sys::sync(file.as_fd()))
+            .map_err(|errno| failed("sync", &path, errno))
     }
 
     /// Adds a file with this content, on storage.
@@ -150,7 +170,7 @@ impl Partials {
             Ok(())
         });
         written.map_err(|errno| failed("write", &path, errno))?;
-        self.sync(index).map(drop)
+        self.sync(index)
     }
 
     /// Gives every file its name, in their order, in place of what had it.

@@ -109,7 +109,7 @@ impl File<'_> {
         let refuse = |kind| match kind {
             FileKind::Regular => Ok(()),
             FileKind::Directory => Err(failed(libc::EISDIR)),
-            FileKind::Other => Err(failed(libc::EOPNOTSUPP)),
+            FileKind::Link | FileKind::Other => Err(failed(libc::EOPNOTSUPP)),
         };
         // Opening a FIFO would wait for ever.
         refuse(sys::stat_identity(&path_of_c).map_err(failed)?.kind)?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::base::dtype::Dtype;
 use crate::base::error::{Error, Result};
 use crate::base::units::{MIB, to_u64, to_usize};
-use crate::io::{Direction, Engine, KEEP_LENGTH, Priority, Tensor, Waiting};
+use crate::io::{Direction, Engine, FileIdentity, KEEP_LENGTH, Priority, Tensor, Waiting};
 use crate::memory::{Buffer, MemoryRange};
 
 /// Writes begin at multiples of this in the file, but for the first one.
@@ -21,6 +21,8 @@ pub(super) struct Target<'a> {
     pub(super) engine: &'a Engine,
     /// A file that has its length already.
     pub(super) path: &'a CStr,
+    /// The one file that the path may lead to.
+    pub(super) only: FileIdentity,
 }
 
 #[derive(Debug)]
@@ -127,12 +129,12 @@ impl Stream {
             file_offset: self.start,
             user_tag: 0,
         };
-        room.waiting.begin(
+        room.waiting.begin_on(
             target.engine,
-            Direction::Out,
-            Priority::Foreground,
+            (Direction::Out, Priority::Foreground),
             &[tensor],
             &[target.path],
+            &[Some(target.only)],
         )?;
         room.is_moving = true;
         self.start = self.position;

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use super::{DATA, MANIFEST, MANIFEST_CHECKSUM};
 use crate::base::error::{Error, IoFailure, Result};
-use crate::store::{c_path, join, make_path};
+use crate::store::{absolute, c_path, join, make_path};
 use crate::sys::{self, Errno};
 
 /// BOUND: how often making one is begun anew because somebody else took it away meanwhile.
@@ -38,14 +38,9 @@ impl PartialDirectory {
     /// `Io`: `EEXIST` where something other than an empty directory is called `directory`; `Locked`
     /// where somebody else is making it; `InvalidArgument` for a path that does not end in a name.
     pub(super) fn create(directory: &Path) -> Result<PartialDirectory> {
-        let name = directory
-            .file_name()
-            .ok_or_else(|| Error::invalid(format!("{directory:?} does not end in a name")))?;
-        let name = c_path(Path::new(name))?;
-        let above = match directory.parent() {
-            Some(above) if !above.as_os_str().is_empty() => above,
-            _ => Path::new("."),
-        };
+        let no_name = || Error::invalid(format!("{directory:?} does not end in a name"));
+        let name = c_path(Path::new(directory.file_name().ok_or_else(no_name)?))?;
+        let above = &absolute(directory.parent().ok_or_else(no_name)?)?;
         let failed = |operation| {
             move |errno| Error::io(operation, above.as_os_str().as_bytes(), None, errno, "")
         };

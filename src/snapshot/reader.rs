@@ -9,7 +9,7 @@ use super::{DATA, MANIFEST, MANIFEST_CHECKSUM, Manifest, StateImage};
 use crate::base::checksum::{Checksum, crc32c};
 use crate::base::error::{Error, IoFailure, Result};
 use crate::base::units::{MIB, to_u64, to_usize};
-use crate::store::{Role, StoreFile, StoredState, c_path, join, regular_file};
+use crate::store::{Role, StoreFile, StoredState, absolute, c_path, join, regular_file};
 use crate::sys;
 
 /// Bytes that are read at once.
@@ -49,7 +49,7 @@ impl Snapshot {
     /// `Io`: `NOT_FOUND` where there is no snapshot; `Corrupt`; `Unsupported` for a later version
     /// of the form; `NoMemory`.
     pub fn open(directory: &Path) -> Result<Snapshot> {
-        let path = c_path(directory)?;
+        let path = c_path(&absolute(directory)?)?;
         let failed = |errno| {
             let detail = match errno {
                 libc::ENOENT => "there is no snapshot of that name",

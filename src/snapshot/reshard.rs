@@ -91,8 +91,8 @@ impl<'a> Resharding<'a> {
     /// them; reads these again from storage and compares every element.
     ///
     /// # Errors
-    /// `Checksum` where the data of a source, or what was written, is not what was meant; `Io`,
-    /// `NoMemory`. Nothing is left then.
+    /// `Checksum` where the data of a source, or what was written, is not what was meant;
+    /// `InvalidArgument` where what is to be cut off is not zero; `Io`, `NoMemory`. Nothing is left then.
     pub fn run(mut self, progress: &mut dyn FnMut(u64)) -> Result<Resharded> {
         let Plan {
             parameters,
@@ -208,6 +208,10 @@ impl Copying<'_> {
             for part in parts(planned, element_bytes) {
                 let has_data = self.read(planned, state, &part, &mut read)?;
                 let Some((rank, start)) = part.target else {
+                    let cut = &self.memory[..to_usize(part.len)?];
+                    if has_data && cut.iter().any(|byte| *byte != 0) {
+                        return Err(self.no_padding(planned, state));
+                    }
                     continue;
                 };
                 let (manifest, index) = (&mut targets[rank], planned.targets[rank]);
@@ -229,6 +233,16 @@ impl Copying<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The error for elements that were to be cut off.
+    fn no_padding(&self, planned: &Planned, state: usize) -> Error {
+        let (rank, index) = planned.sources[0];
+        let manifest = self.sources[rank].manifest();
+        Error::invalid(format!(
+            "parameter {}: what is to be cut off of its {} is not all zero, so it is no padding",
+            manifest.parameters[index].id, manifest.states[state].name
+        ))
     }
 
     /// Reads a part of a source; says whether there was anything but zeros to read.

@@ -21,7 +21,7 @@ pub struct ReshardOptions {
     /// do not have the parameter.
     pub is_padded: bool,
     /// Ids of parameters, and how many elements they have in truth. What their pieces have more,
-    /// at the end, was padding and is cut off. Parameters that are not named have what their
+    /// at the end, was padding, all zeros, and is cut off. Parameters that are not named have what their
     /// pieces have together.
     pub numels: Vec<(u64, u64)>,
 }

@@ -202,6 +202,23 @@ proptest! {
 }
 
 #[test]
+fn what_is_no_padding_is_not_cut_off() {
+    let place = place();
+    let [whole, cut] = ["a", "b"].map(|name| place.path().join(name));
+    sharded(&whole, &[Dtype::F32, Dtype::U8], &[1000], 2, 1);
+    for numel in [999, 500, 1] {
+        let options = ReshardOptions {
+            numels: vec![(1, numel)],
+            ..to_ranks(3)
+        };
+        let error = reshard(&whole, &cut, &options).unwrap_err();
+        assert_eq!(error.status(), Status::InvalidArgument);
+        assert!(error.to_string().contains("no padding"), "{error}");
+        assert!(std::fs::read_dir(place.path()).unwrap().count() == 1);
+    }
+}
+
+#[test]
 fn long_parameters_go_through_in_parts() {
     let place = place();
     let dtypes = [Dtype::F32, Dtype::U8];

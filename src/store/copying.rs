@@ -12,7 +12,7 @@ use super::{BLOCK_BYTES, Layout, Piece, Version};
 use crate::base::checksum::Checksum;
 use crate::base::error::{Error, IoFailure, Result};
 use crate::base::units::{MIB, round_up, to_u64, to_usize};
-use crate::io::{Direction, Engine, Priority, Waiting};
+use crate::io::{Direction, Engine, FileIdentity, Priority, Waiting};
 use crate::memory::Buffer;
 
 /// The longest part, and the bytes of a batch.
@@ -45,6 +45,8 @@ pub(crate) struct Part {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct FileRange<'a> {
     pub(crate) path: &'a CStr,
+    /// The one file that the path may lead to.
+    pub(crate) only: Option<FileIdentity>,
     pub(crate) offset: u64,
     pub(crate) len_bytes: u64,
 }
@@ -185,7 +187,7 @@ impl<'a> Copying<'a> {
     }
 
     fn begin(&self, direction: Direction, buffer: Buffer, parts: Vec<Part>) -> Result<Batch> {
-        let (mut tensors, mut paths) = (Vec::new(), Vec::new());
+        let (mut tensors, mut paths, mut only) = (Vec::new(), Vec::new(), Vec::new());
         let mut start = 0;
         for item in &parts {
             let ranges = match direction {
@@ -195,11 +197,13 @@ impl<'a> Copying<'a> {
             for range in ranges {
                 tensors.push(part(&buffer, start, range.len_bytes, range.offset)?);
                 paths.push(range.path);
+                only.push(range.only);
                 start += range.len_bytes;
             }
         }
         let waiting: Arc<Waiting> = Arc::default();
-        waiting.begin(self.engine, direction, self.priority, &tensors, &paths)?;
+        let way = (direction, self.priority);
+        waiting.begin_on(self.engine, way, &tensors, &paths, &only)?;
         Ok(Batch {
             buffer,
             parts,
@@ -311,6 +315,7 @@ impl Store {
         let striping = self.striping();
         let range_of = |piece: Piece| FileRange {
             path: self.path(area, piece.place),
+            only: self.file_identity(area, piece.place),
             offset: piece.file_offset,
             len_bytes: piece.len_bytes,
         };

@@ -9,7 +9,7 @@ use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -80,6 +80,7 @@ impl Directory {
         create: bool,
         faults: Option<Arc<StoreFaults>>,
     ) -> Result<Directory> {
+        let path = &absolute(path)?;
         let own_path = rank_path(path, rank)?;
         let failed = |operation| move |errno| io_error(operation, path, errno);
         if create {
@@ -341,6 +342,22 @@ pub(crate) fn join(path: &CStr, name: &CStr) -> CString {
     let bytes = [path.to_bytes(), b"/", name.to_bytes()].concat();
     // Neither part has a zero byte.
     CString::new(bytes).unwrap_or_default()
+}
+
+/// The path from the root on: it leads to the same place when the process works in another
+/// directory later.
+///
+/// # Errors
+/// `Io` where the directory that the process works in is gone.
+pub(crate) fn absolute(path: &Path) -> Result<PathBuf> {
+    let path = match path.as_os_str().is_empty() {
+        true => Path::new("."),
+        false => path,
+    };
+    std::path::absolute(path).map_err(|error| {
+        let errno = error.raw_os_error().unwrap_or(libc::ENOENT);
+        io_error("getcwd", path, errno)
+    })
 }
 
 pub(crate) fn c_path(path: &Path) -> Result<CString> {

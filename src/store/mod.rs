@@ -49,7 +49,7 @@ mod replay_tests;
 mod store_tests;
 
 pub(crate) use copying::{CopiedVersion, Copying, Destination, FileRange, Observer, Part};
-pub(crate) use directory::{c_path, join, make_path, rank_name, regular_file};
+pub(crate) use directory::{absolute, c_path, join, make_path, rank_name, regular_file};
 pub(crate) use file::{Role, StoreFile};
 pub(crate) use fuzz::read_any_log;
 pub use layout::STATES_MAX;

@@ -255,7 +255,12 @@ pub(crate) fn sync_all(files: &[&StoreFile]) -> Result<()> {
         [first, others @ ..] => std::thread::scope(|scope| {
             let syncs: Vec<_> = others
                 .iter()
-                .map(|file| scope.spawn(move || file.sync()))
+                .map(|file| {
+                    scope.spawn(move || {
+                        sys::block_signals();
+                        file.sync()
+                    })
+                })
                 .collect();
             let mut outcome = first.sync();
             for sync in syncs {

@@ -23,6 +23,8 @@ pub enum FileKind {
     Regular,
     /// A directory.
     Directory,
+    /// A symbolic link, where none is followed.
+    Link,
     /// A device, pipe or socket.
     Other,
 }
@@ -117,6 +119,7 @@ fn status_of(status: &libc::stat) -> FileStatus {
         kind: match status.st_mode & libc::S_IFMT {
             libc::S_IFREG => FileKind::Regular,
             libc::S_IFDIR => FileKind::Directory,
+            libc::S_IFLNK => FileKind::Link,
             _ => FileKind::Other,
         },
         // Neither is ever negative.
@@ -385,7 +388,7 @@ mod tests {
         assert_eq!(stat_at(top.as_fd(), c"a"), Ok(status));
         assert_eq!(
             stat_at(top.as_fd(), c"link").map(|status| status.kind),
-            Ok(FileKind::Other)
+            Ok(FileKind::Link)
         );
         assert_eq!(stat_at(top.as_fd(), c"b"), Err(libc::ENOENT));
         let above = path_in(directory.path(), "");

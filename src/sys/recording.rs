@@ -218,7 +218,7 @@ impl Notes {
                     let file = open_to_read_at(directory, &name)?;
                     self.content(file.as_fd(), node, status.len_bytes)?;
                 }
-                FileKind::Other => {}
+                FileKind::Link | FileKind::Other => {}
             }
             self.events.push(Event::Sync { node });
         }

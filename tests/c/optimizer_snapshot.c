@@ -155,11 +155,34 @@ static void refusals(tsw_engine *engine)
     EXPECT(file_len("gone") == -1);
 }
 
+/* Paths are those of the directory that the program worked in when it named them. */
+static void works_elsewhere(tsw_engine *engine)
+{
+    tsw_optimizer *optimizer = opened(engine, "here", "new", TSW_F32);
+    tsw_ticket ticket;
+
+    for (uint64_t id = 0; id < PARAMETERS; id++)
+        check(tsw_optimizer_add_parameter(optimizer, id, NULL, numels[id]), "add parameter");
+    train(optimizer, 1);
+    EXPECT_STATUS(tsw_optimizer_snapshot(optimizer, "there/one", &ticket), TSW_OK);
+    EXPECT(mkdir("elsewhere_entirely", 0700) == 0 && chdir("elsewhere_entirely") == 0);
+    train(optimizer, 2);
+    EXPECT_STATUS(tsw_ticket_wait(engine, ticket, TSW_WAIT_FOREVER, NULL), TSW_OK);
+    EXPECT_STATUS(tsw_optimizer_snapshot(optimizer, "two", &ticket), TSW_OK);
+    EXPECT_STATUS(tsw_ticket_wait(engine, ticket, TSW_WAIT_FOREVER, NULL), TSW_OK);
+    EXPECT(is_of(optimizer, 2));
+    EXPECT(file_len("../there/one/manifest.json") > 0 && file_len("two/manifest.json") > 0);
+    EXPECT(file_len("here") == -1);
+    tsw_optimizer_free(optimizer);
+    EXPECT(chdir("..") == 0);
+}
+
 int main(void)
 {
     tsw_engine *engine = new_engine(NULL, NULL);
 
     round_trip(engine);
+    works_elsewhere(engine);
     refusals(engine);
     tsw_engine_free(engine);
     return result();

@@ -351,6 +351,9 @@ static void optimizers()
     store.commit();
     store.snapshot(engine, "snapshot").wait();
     EXPECT(failure_of([&] { store.snapshot(engine, "snapshot").wait(); }).os_error() == EEXIST);
+    tensorswap::engine stranger;
+    EXPECT(failure_of([&] { store.snapshot(stranger, "another").wait(); }).code()
+           == status::invalid_argument);
     {
         tensorswap::optimizer other(engine, configured("restored"));
         EXPECT(failure_of([&] { other.restore("nowhere"); }).code() == status::not_found);

@@ -151,12 +151,29 @@ static void left_early()
     aborted.abort();
     EXPECT(all_are(store, -1));
 
+    // One that is left by an exception with a parameter out that `next` gave.
+    swap_out_gradients(store);
+    try {
+        auto step = store.begin_step();
+        EXPECT(step.next(p));
+        update(p);
+        throw std::logic_error("mine");
+    } catch (const std::logic_error&) {
+    }
+    EXPECT(store.step_number() == 1 && all_are(store, -1));
+
+    // A step over no parameters is not one over all of them.
+    const std::vector<std::uint64_t> nobody;
+    for (auto& given : store.step(nobody))
+        EXPECT(given.numel() == 0);
+    EXPECT(store.step_number() == 2 && all_are(store, -1));
+
     // And it goes on.
     swap_out_gradients(store);
     for (auto& next : store.step())
         update(next);
     store.commit();
-    EXPECT(store.step_number() == 2 && all_are(store, -2));
+    EXPECT(store.step_number() == 3 && all_are(store, -2));
 }
 
 // Without a commit for each step there may be nothing to go back to: then the step goes on.

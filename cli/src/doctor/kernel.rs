@@ -59,7 +59,7 @@ fn kernel() -> Finding {
     match version_of(&release) {
         Some(version) if version < VERSION_MIN => Finding::remark("kernel", seen).meaning(
             "older than 5.19: io_uring lacks what the engine needs, and a pool of threads does \
-             the work at twice the CPU",
+             the work at three times the CPU or more",
         ),
         Some(version) if version < VERSION_TELLING_ALIGNMENT => Finding::good(
             "kernel",
@@ -100,12 +100,12 @@ fn usable(ring: &IoUring) -> Finding {
     match missing.as_slice() {
         [] => Finding::good("io_uring", "allowed"),
         missing => Finding::remark("io_uring", format!("lacks {}", missing.join(", ")))
-            .meaning("a pool of threads does the work, at twice the CPU"),
+            .meaning("a pool of threads does the work, at three times the CPU or more"),
     }
 }
 
 fn refused(refusal: Refusal) -> Finding {
-    let meaning = "a pool of threads does the work instead, at about twice the CPU";
+    let meaning = "a pool of threads does the work instead, at three times the CPU or more";
     match refusal {
         Refusal::DisabledForAll => {
             Finding::remark("io_uring", "refused by kernel.io_uring_disabled=2")

@@ -29,7 +29,7 @@ const FINAL_ROUNDS: usize = 5;
 const GAIN_MIN: f64 = 1.03;
 /// A drive on which one setting is so much faster at one time than at another is in use elsewhere.
 const UNSTEADY: f64 = 1.5;
-/// Threads take about twice the CPU: they are worth it from this gain over io_uring on.
+/// Threads take three to five times the CPU: they are worth it from this gain over io_uring on.
 const THREADS_GAIN_MIN: f64 = 1.1;
 
 /// Memory of one kind of page, and the files that hold the same.

@@ -197,7 +197,7 @@ const KEYS: &[Key] = &[
         "pinned_bytes",
         "0",
         Kind::Size(BYTES.zero_is_auto()),
-        "optimizer: budget of pinned memory; 0 takes what the pipeline needs",
+        "optimizer: budget of pinned memory besides cache_bytes; 0 takes what the pipeline needs",
     ),
     optimizer(
         "read_ahead",

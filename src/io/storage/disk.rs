@@ -84,7 +84,7 @@ fn refuse(kind: FileKind) -> Result<(), Errno> {
     match kind {
         FileKind::Regular => Ok(()),
         FileKind::Directory => Err(libc::EISDIR),
-        FileKind::Other => Err(libc::EOPNOTSUPP),
+        FileKind::Link | FileKind::Other => Err(libc::EOPNOTSUPP),
     }
 }
 
