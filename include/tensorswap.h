@@ -2125,9 +2125,9 @@ tsw_status tsw_optimizer_restore(tsw_optimizer *optimizer,
  * Threads: one at a time for each optimizer; training waits.
  * Errors: BUSY while a step is open or a parameter is in use; INVALID_ARGUMENT where two tensors would
  * have one name, naming both, or none of the store's parameters was added; UNSUPPORTED where a device,
- * pipe or socket has one of the names; LOCKED where another export is writing the same files; NO_SPACE with the
- * bytes needed; NOT_FOUND for a directory that is missing; CHECKSUM naming the parameter where storage
- * does not hold what was written; NULL_ARGUMENT; what storage has to say. No file is left then.
+ * pipe or socket has one of the names; LOCKED where another export is writing the same files; NO_SPACE
+ * with the bytes needed; NOT_FOUND for a directory that is missing; CHECKSUM naming the parameter where
+ * storage does not hold what was written; NULL_ARGUMENT; what storage has to say. No file is left then.
  */
 tsw_status tsw_optimizer_export_safetensors(tsw_optimizer *optimizer,
                                             const char *file,

@@ -40,7 +40,8 @@ impl Optimizer {
     /// `Busy` in an open step or with parameters swapped in; `InvalidArgument` where two tensors would
     /// have the same name, where none of the store's parameters was added, and for a path that is no
     /// text; `Unsupported` where something else than a file or a link has one of the names; `Locked`
-    /// where somebody else is writing these files; what kept a record from being read or a file from being written. No file is left then.
+    /// where somebody else is writing these files; what kept a record from being read or a file from
+    /// being written. No file is left then.
     pub fn export_safetensors(&self, file: &Path, shard_bytes_max: u64) -> Result<()> {
         let _desk = self.enter()?;
         let started = Instant::now();

@@ -18,8 +18,13 @@ const NUMELS: [usize; 4] = [1, 200_003, 70_000, 2];
 const RANKS: [usize; 2] = [2, 3];
 const TYPES: [State; 3] = BF16_MOMENTS;
 const KILLS: u64 = 8;
-const DELAY_MAX: Duration = Duration::from_millis(80);
+/// What a child does, and how much later it is killed at most than it has said so.
 const DOINGS: [&str; 3] = ["copying", "comparing", "publishing"];
+const DELAYS_MAX: [Duration; 3] = [
+    Duration::from_millis(40),
+    Duration::from_millis(40),
+    Duration::from_millis(2),
+];
 
 /// A state of a parameter, all of it.
 fn content(id: usize, state: usize) -> Vec<f32> {
@@ -126,12 +131,13 @@ fn a_kill_while_snapshots_are_cut_anew_leaves_all_of_them_or_none() {
     let (mut kills, mut whole_count) = (Kills::default(), 0);
     for _ in 0..KILLS * scale() {
         let mut chance = Random(random.next());
+        let aim = chance.below(DOINGS.len());
         let said = run_and_kill(
             "reshard::child",
             (place.path(), ""),
             &mut random,
-            (&|line| line.starts_with("doing "), 1),
-            &mut || wait_below(DELAY_MAX, &mut chance),
+            (&|line| line.ends_with(DOINGS[aim]), 1),
+            &mut || wait_below(DELAYS_MAX[aim], &mut chance),
         );
         kills.note(&said);
         let left = fs::read_dir(place.path()).unwrap();
