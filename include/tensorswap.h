@@ -1622,9 +1622,10 @@ tsw_status tsw_swapper_get_timer(const tsw_swapper *swapper,
  * The store is the directory `rank<N>` under the key `path`, N being the key `rank`. `path` names
  * one directory or several, `/a,/b=2`: the same ones in the same order every time. A weight is 1
  * where only others are given, and measured where none is. Key `store` tells whether a store may be
- * made (new, which removes the store that was there), must be there (existing), or either (auto). To make one,
- * directories that are missing are made, with those above them: a run that must go on is safer with
- * existing, or a drive that is not mounted is a new store. The log says at level INFO which it was.
+ * made (new, which removes the store that was there), must be there (existing), or either (auto). To
+ * make one, directories that are missing are made, with those above them: a run that must go on is
+ * safer with existing, or a drive that is not mounted is a new store. The log says at level INFO which
+ * it was.
  *
  * Next call `tsw_optimizer_add_state` for each state and `tsw_optimizer_add_parameter` for each
  * parameter: in a store that was there they attach to what is recorded. It opens at the last step
@@ -1799,7 +1800,8 @@ tsw_status tsw_optimizer_pre_backward(tsw_optimizer *optimizer);
  * Threads: one at a time for each optimizer.
  * Errors: UNKNOWN_PARAMETER; INVALID_ARGUMENT for a region beyond the parameter's end;
  * DTYPE_MISMATCH for one that is not f32, f16 or bf16; BUSY while the parameter is out or a step is
- * open; NULL_ARGUMENT; NO_MEMORY; what storage has to say. A list is validated whole before anything is taken.
+ * open; NULL_ARGUMENT; NO_MEMORY; what storage has to say. A list is validated whole before anything
+ * is taken.
  */
 tsw_status tsw_optimizer_swap_out_gradients(tsw_optimizer *optimizer,
                                             uint64_t id,
@@ -1905,9 +1907,10 @@ tsw_status tsw_optimizer_release_state(tsw_optimizer *optimizer, uint64_t id);
  * Begin a step over some parameters, or over all that were added.
  *
  * `ids_or_null` NULL with `count` 0 means all; a list that is not NULL with `count` 0 is a step over
- * none of them. Reading begins at once, in an order that the optimizer chooses. Then call `tsw_optimizer_step_next` and `tsw_optimizer_step_done` until there
- * are no more, and `tsw_optimizer_step_end`. With `sync` at commit it first commits, as
- * `tsw_optimizer_commit` does, what was changed between steps and could not be taken back otherwise.
+ * none of them. Reading begins at once, in an order that the optimizer chooses. Then call
+ * `tsw_optimizer_step_next` and `tsw_optimizer_step_done` until there are no more, and
+ * `tsw_optimizer_step_end`. With `sync` at commit it first commits, as `tsw_optimizer_commit` does,
+ * what was changed between steps and could not be taken back otherwise.
  *
  * Ownership: the list is copied.
  * Threads: one at a time for each optimizer.

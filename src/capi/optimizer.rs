@@ -64,9 +64,10 @@ pub(super) fn flag(value: u32, argument: &str) -> Outcome<bool> {
 /// The store is the directory `rank<N>` under the key `path`, N being the key `rank`. `path` names
 /// one directory or several, `/a,/b=2`: the same ones in the same order every time. A weight is 1
 /// where only others are given, and measured where none is. Key `store` tells whether a store may be
-/// made (new, which removes the store that was there), must be there (existing), or either (auto). To make one,
-/// directories that are missing are made, with those above them: a run that must go on is safer with
-/// existing, or a drive that is not mounted is a new store. The log says at level INFO which it was.
+/// made (new, which removes the store that was there), must be there (existing), or either (auto). To
+/// make one, directories that are missing are made, with those above them: a run that must go on is
+/// safer with existing, or a drive that is not mounted is a new store. The log says at level INFO which
+/// it was.
 ///
 /// Next call `tsw_optimizer_add_state` for each state and `tsw_optimizer_add_parameter` for each
 /// parameter: in a store that was there they attach to what is recorded. It opens at the last step

@@ -32,7 +32,8 @@ pub unsafe extern "C" fn tsw_optimizer_pre_backward(optimizer: *mut tsw_optimize
 /// Threads: one at a time for each optimizer.
 /// Errors: UNKNOWN_PARAMETER; INVALID_ARGUMENT for a region beyond the parameter's end;
 /// DTYPE_MISMATCH for one that is not f32, f16 or bf16; BUSY while the parameter is out or a step is
-/// open; NULL_ARGUMENT; NO_MEMORY; what storage has to say. A list is validated whole before anything is taken.
+/// open; NULL_ARGUMENT; NO_MEMORY; what storage has to say. A list is validated whole before anything
+/// is taken.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tsw_optimizer_swap_out_gradients(
     optimizer: *mut tsw_optimizer,

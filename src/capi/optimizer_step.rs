@@ -11,9 +11,10 @@ use crate::optimizer::Optimizer;
 /// Begin a step over some parameters, or over all that were added.
 ///
 /// `ids_or_null` NULL with `count` 0 means all; a list that is not NULL with `count` 0 is a step over
-/// none of them. Reading begins at once, in an order that the optimizer chooses. Then call `tsw_optimizer_step_next` and `tsw_optimizer_step_done` until there
-/// are no more, and `tsw_optimizer_step_end`. With `sync` at commit it first commits, as
-/// `tsw_optimizer_commit` does, what was changed between steps and could not be taken back otherwise.
+/// none of them. Reading begins at once, in an order that the optimizer chooses. Then call
+/// `tsw_optimizer_step_next` and `tsw_optimizer_step_done` until there are no more, and
+/// `tsw_optimizer_step_end`. With `sync` at commit it first commits, as `tsw_optimizer_commit` does,
+/// what was changed between steps and could not be taken back otherwise.
 ///
 /// Ownership: the list is copied.
 /// Threads: one at a time for each optimizer.
